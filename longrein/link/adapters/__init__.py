@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 import gymnasium
@@ -124,3 +126,20 @@ class AgentsAdapter(Protocol):
     def render(self, index: int) -> Any: ...
     def attribute(self, index: int) -> Any: ...
     def close(self) -> None: ...
+
+
+TABLE: dict[str, str] = {
+    "gymnasium": "longrein.link.adapters.gymnasium:adapt_gymnasium",
+    "pettingzoo": "longrein.link.adapters.pettingzoo:adapt_pettingzoo",
+}
+"""Kinds of environment: where the function is that adapts a thing, or returns None when it is of another kind."""
+
+
+def kinds() -> list[Callable[[Any, Callable[[], Any], int], Any]]:
+    """Those functions, with what other packages add by the entry point `longrein.adapters`."""
+    found = []
+    for place in TABLE.values():
+        module, _, name = place.partition(":")
+        found.append(getattr(importlib.import_module(module), name))
+    found.extend(point.load() for point in entry_points(group="longrein.adapters"))
+    return found
