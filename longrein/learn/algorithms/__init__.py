@@ -1,0 +1,82 @@
+"""The contract of an algorithm, and the table of them. An algorithm's module is imported when it is asked for.
+
+A module of the table holds `Config`, a frozen dataclass with one documented default a field, and
+`build(config, observation_space, action_space, seed) -> Algorithm`, where the spaces are those of one environment.
+Other packages add algorithms by entry points of the group `longrein.algorithms`: a name, and such a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrein.errors import SpecError
+from longrein.learn.batch import Batch
+
+TABLE: Mapping[str, str] = {
+    "ppo": "longrein.learn.algorithms.ppo",
+}
+
+
+class Policy(Protocol):
+    """Maps observations to actions, B rows at a time."""
+
+    def encode(self, observation: Any) -> NDArray[np.generic]:
+        """Observations as a vector environment gives them -> [B, ...] as `act` and a Batch take them."""
+
+    def act(
+        self, observation: NDArray[np.generic], deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[NDArray[np.generic], dict[str, NDArray[np.generic]]]:
+        """Encoded observations [B, ...] -> actions to store [B, ...], and extras [B, ...] that the update needs."""
+
+    def for_env(self, action: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Stored actions -> what the vector environment takes: shaped, clipped to its bounds."""
+
+
+class Algorithm(Protocol):
+    """A policy and its update rule."""
+
+    @property
+    def policy(self) -> Policy:
+        """The policy as it is now; the same object for life, changed by `update`."""
+
+    @property
+    def rollout_steps(self) -> int:
+        """Vector steps of one batch."""
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """Learn from a time-major batch; what was measured, the same names each time.
+
+        Raises ValueError when no row is valid.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the future, as tensors and plain values: weights, optimizer, counters, generators."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+
+
+Build = Callable[[Any, "gymnasium.Space[Any]", "gymnasium.Space[Any]", int], Algorithm]
+
+
+def load(name: str) -> tuple[type[Any], Build]:
+    """An algorithm's Config and its `build`, by name. Raises SpecError for a name that nobody registered."""
+    if name in TABLE:
+        module: Any = import_module(TABLE[name])
+    else:
+        found = entry_points(group="longrein.algorithms", name=name)
+        if not found:
+            near = get_close_matches(name, TABLE, n=1)
+            known = f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(TABLE)
+            raise SpecError("agent.algorithm.name", f"there is no algorithm {name!r}", hint=known)
+        module = next(iter(found)).load()
+    return module.Config, module.build

@@ -1,0 +1,131 @@
+"""Networks, and the way from an environment's observations to their input. Knows spaces, no algorithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from longrein.errors import SpecError
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+
+
+def observation_size(space: gymnasium.Space[Any]) -> int:
+    """Numbers in one observation as `flat_observation` gives it.
+
+    Box, Discrete (one-hot), MultiDiscrete (one-hot each), MultiBinary, and Dict or Tuple of these.
+    Raises SpecError for any other space.
+    """
+    if isinstance(space, Box | MultiBinary):
+        return math.prod(space.shape)
+    if isinstance(space, Discrete):
+        return int(space.n)
+    if isinstance(space, MultiDiscrete):
+        return int(space.nvec.sum())
+    if isinstance(space, Dict):
+        return sum(observation_size(part) for part in space.spaces.values())
+    if isinstance(space, Tuple):
+        return sum(observation_size(part) for part in space.spaces)
+    raise SpecError(
+        "env.observation_space",
+        f"a network has no fixed number of inputs for {space}",
+        hint="Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of them will do; wrap the environment",
+    )
+
+
+def flat_observation(space: gymnasium.Space[Any], observation: Any) -> NDArray[np.float32]:
+    """N observations of one environment's `space`, batched as Gymnasium batches them -> float32 [N, size].
+
+    Raises SpecError for a space that has no fixed size.
+    """
+    if isinstance(space, Box | MultiBinary):
+        rows = np.asarray(observation)
+        return rows.reshape(len(rows), -1).astype(np.float32, copy=False)
+    if isinstance(space, Discrete):
+        return _one_hot(np.asarray(observation) - int(space.start), int(space.n))
+    if isinstance(space, MultiDiscrete):
+        choices = (np.asarray(observation) - space.start).reshape(-1, space.nvec.size)
+        columns = zip(choices.T, space.nvec.reshape(-1), strict=True)
+        return np.concatenate([_one_hot(column, int(n)) for column, n in columns], axis=1)
+    if isinstance(space, Dict):
+        parts = [flat_observation(part, observation[name]) for name, part in space.spaces.items()]
+        return np.concatenate(parts, axis=1)
+    if isinstance(space, Tuple):
+        pairs = zip(space.spaces, observation, strict=True)
+        return np.concatenate([flat_observation(part, value) for part, value in pairs], axis=1)
+    observation_size(space)  # raises
+    raise AssertionError("observation_size knows a space that flat_observation does not")
+
+
+def mlp(
+    size: int,
+    hidden: Sequence[int],
+    outputs: int,
+    *,
+    activation: str = "tanh",
+    last_gain: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Fully connected layers [N, size] -> [N, outputs].
+
+    Orthogonal weights with gain sqrt 2 and `last_gain` in the last layer, biases 0, as PPO's authors have them
+    ("The 37 Implementation Details of PPO", Huang et al. 2022, core 2). Raises SpecError for an unknown activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise SpecError("activation", f"{activation!r} is none", hint="one of " + ", ".join(ACTIVATIONS))
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [orthogonal(size, width, math.sqrt(2), generator), ACTIVATIONS[activation]()]
+        size = width
+    return nn.Sequential(*layers, orthogonal(size, outputs, last_gain, generator))
+
+
+def orthogonal(inputs: int, outputs: int, gain: float, generator: torch.Generator | None = None) -> nn.Linear:
+    """A linear layer with orthogonal weights of the given gain, and biases 0."""
+    # On "meta" and then emptied: the layer's own start would draw from the global generator.
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _one_hot(choice: NDArray[Any], size: int) -> NDArray[np.float32]:
+    rows = np.zeros((len(choice), size), np.float32)
+    rows[np.arange(len(choice)), choice] = 1.0
+    return rows
+
+
+class ActorCritic(nn.Module):
+    """Separate networks for the policy and for the value: sharing layers is worse on classic control and MuJoCo.
+
+    log_std does not depend on the observation and starts at 0; there is none for choices.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        num_parameters: int,
+        num_deviations: int = 0,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        # Gain 0.01: every action starts about equally likely. Gain 1: values start on the scale of their inputs.
+        self.actor = mlp(size, hidden, num_parameters, activation=activation, last_gain=0.01, generator=generator)
+        self.critic = mlp(size, hidden, 1, activation=activation, last_gain=1.0, generator=generator)
+        self.log_std = nn.Parameter(torch.zeros(num_deviations)) if num_deviations else None
+
+    def value(self, observation: Tensor) -> Tensor:
+        """Observations [N, size] -> values [N], in reward units."""
+        value: Tensor = self.critic(observation)
+        return value.squeeze(-1)

@@ -1,0 +1,68 @@
+"""The on-policy store: T steps of B environments, in memory taken once. Knows no algorithm."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrein.learn.batch import Batch, Transition
+
+FIELDS = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "valid")
+
+
+class Rollout:
+    """Fill it with `add` until it is `full`, then `take` the batch, which empties it.
+
+    Invalid rows keep their place, so that a column stays one environment's time line; the batch marks them.
+    Raises ValueError when a transition does not look like the first one, or the store is full.
+    """
+
+    def __init__(self, length: int) -> None:
+        if length < 1:
+            raise ValueError(f"length: a rollout has at least one step, got {length}")
+        self.length = length  # vector steps
+        self._filled = 0
+        self._columns: dict[str, NDArray[np.generic]] = {}  # name -> [T, B, ...]; extras as "extras.NAME"
+
+    def __len__(self) -> int:
+        return self._filled
+
+    @property
+    def full(self) -> bool:
+        """Whether `take` may be called."""
+        return self._filled == self.length
+
+    def add(self, transition: Transition) -> None:
+        """Copy one vector step in."""
+        if self.full:
+            raise ValueError(f"the rollout holds its {self.length} steps already; take the batch first")
+        row = {name: getattr(transition, name) for name in FIELDS}
+        row |= {f"extras.{name}": value for name, value in transition.extras.items()}
+        if not self._columns:
+            self._columns = {name: np.empty((self.length, *a.shape), _kept(a.dtype)) for name, a in row.items()}
+        if row.keys() != self._columns.keys():
+            raise ValueError(f"extras: expected {sorted(self._columns)}, got {sorted(row)}")
+        for name, array in row.items():
+            column = self._columns[name]
+            if array.shape != column.shape[1:]:
+                raise ValueError(f"{name}: expected shape {column.shape[1:]}, got {array.shape}")
+            column[self._filled] = array
+        self._filled += 1
+
+    def take(self) -> Batch:
+        """The batch [T, B, ...], and an empty store. The batch is a view: it is good until the next `add`.
+
+        Raises ValueError unless the store is full.
+        """
+        if not self.full:
+            raise ValueError(f"the rollout holds {self._filled} of {self.length} steps; add the others first")
+        tensors = {name: torch.from_numpy(column) for name, column in self._columns.items()}
+        extras = {name.removeprefix("extras."): t for name, t in tensors.items() if name.startswith("extras.")}
+        self._filled = 0
+        return Batch(**{name: tensors[name] for name in FIELDS}, extras=extras)
+
+
+def _kept(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """float64 is kept as float32, which is what networks compute in; anything else as it is."""
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
