@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from longrein.errors import RemoteProtocolError
+from longrein.errors import RemoteProtocolError, SpaceError
 from longrein.link.messages import PROTOCOL_VERSION, AnyReply, AnyRequest, Plain, Reply, Request
 
 Buffer = bytes | bytearray | memoryview
@@ -101,6 +101,30 @@ def _decode(
         raise RemoteProtocolError(f"these bytes are no message: {error}") from None
     except (RecursionError, MemoryError) as error:
         raise RemoteProtocolError(f"a message nested too deep or too large: {type(error).__name__}") from None
+
+
+def pack_signals(rewards: Any, terminated: Any, truncated: Any, reward_shape: tuple[int, ...]) -> bytes:
+    """The columns before the observation: rewards float64 `[N, *reward_shape]`, then the two flags, a byte each `[N]`.
+
+    Raises SpaceError when a reward has another shape than was declared.
+    """
+    reward = np.asarray(rewards, dtype="<f8")
+    if reward.shape[1:] != reward_shape:
+        raise SpaceError("reward", f"shape {reward_shape}", f"shape {reward.shape[1:]}")
+    flags = np.asarray(terminated, dtype=bool).tobytes() + np.asarray(truncated, dtype=bool).tobytes()
+    return reward.tobytes() + flags + bytes(-len(flags) % 8)
+
+
+def unpack_signals(data: Buffer, offset: int, n: int, reward_shape: tuple[int, ...]) -> tuple[Any, Any, Any, int]:
+    """Rewards, terminated and truncated as views, and the offset at which the observations begin."""
+    count = n * math.prod(reward_shape)
+    try:
+        rewards = np.frombuffer(data, "<f8", count, offset).reshape(n, *reward_shape)
+        terminated = np.frombuffer(data, np.bool_, n, offset + 8 * count)
+        truncated = np.frombuffer(data, np.bool_, n, offset + 8 * count + n)
+    except ValueError as error:
+        raise RemoteProtocolError(f"a message too short for {n} environments: {error}") from None
+    return rewards, terminated, truncated, offset + 8 * count + (2 * n + 7 & ~7)
 
 
 # ------------------------------------------------------------------------------------------------------ JSON twin
@@ -205,6 +229,16 @@ def wrap(value: Any) -> Plain:
     return _extend(value)
 
 
+def encode_plain(value: Any) -> bytes:
+    """A plain value alone, as MessagePack."""
+    return _encoder.encode(wrap(value))
+
+
+def decode_plain(data: Buffer) -> Plain:
+    """The other half of `encode_plain`."""
+    return _plain_decoder.decode(data)
+
+
 _ATOMS = {type(None), bool, float, str, bytes}
 
 
@@ -293,6 +327,7 @@ def _items(data: memoryview) -> list[Any]:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_extend)
 _list_decoder: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[Any], ext_hook=_restore)
+_plain_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ext_hook=_restore)
 _request_decoder: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest, ext_hook=_restore)
 _reply_decoder: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyReply, ext_hook=_restore)
 _REQUESTS: dict[str, type[Request | Reply]] = {t.__struct_config__.tag: t for t in AnyRequest.__args__}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from longrein.errors import RemoteEnvError, SpaceError
+from longrein.errors import SpaceError
 from longrein.link import codec, spaces
 from longrein.link import messages as m
 from longrein.link.adapters import Adapter, AgentsAdapter, BatchAdapter, Moment, Turn
@@ -298,12 +298,12 @@ class VectorHost(Host):
             if self.adapter.reward_shape == ():
                 signals = _ONE.pack(moment.rewards[0], bool(moment.terminated[0]), bool(moment.truncated[0]))
             else:
-                signals = pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
+                signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
             if infos is None and ends is None and steps is None:
                 reply = m.Stepped(request.lease, request.n, loose, scalars=scalars)
                 return codec.encode(reply, signals + region)
         else:
-            signals = pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
+            signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
         reply = m.Stepped(request.lease, request.n, loose, infos=infos, final=ends, scalars=scalars, steps=steps)
         return encode_reply(reply, False, b"".join((signals, region)))
 
@@ -318,15 +318,6 @@ class VectorHost(Host):
         if not text:
             return self.observations.pack(values)
         return b"", [spaces.to_plain(self.adapter.observation_space, value, arrays=self.arrays) for value in values]
-
-
-def pack_signals(rewards: Any, terminated: Any, truncated: Any, reward_shape: tuple[int, ...]) -> bytes:
-    """The columns before the observation: rewards float64 `[N, *reward_shape]`, the two flags one byte each `[N]`."""
-    reward = np.asarray(rewards, dtype="<f8")
-    if reward.shape[1:] != reward_shape:
-        raise RemoteEnvError(f"a reward has shape {reward.shape[1:]}, declared was {reward_shape}", type="SpaceError")
-    flags = np.asarray(terminated, dtype=bool).tobytes() + np.asarray(truncated, dtype=bool).tobytes()
-    return reward.tobytes() + flags + bytes(-len(flags) % 8)
 
 
 # ------------------------------------------------------------------------------------------- a vector environment
@@ -388,7 +379,7 @@ class BatchHost(Host):
                 np.asarray(now.terminated, bool).tolist(), np.asarray(now.truncated, bool).tolist(), now.infos or None,
             )
             return encode_reply(reply, True, arrays=self.arrays)
-        signals = pack_signals(now.rewards, now.terminated, now.truncated, self.adapter.reward_shape)
+        signals = codec.pack_signals(now.rewards, now.terminated, now.truncated, self.adapter.reward_shape)
         reply = m.Stepped(request.lease, request.n, loose, infos=now.infos or None)
         return encode_reply(reply, False, b"".join((signals, region)))
 

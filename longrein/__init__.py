@@ -1,0 +1,56 @@
+"""longrein: reinforcement learning on environments that live elsewhere. What a newcomer types stands here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longrein.errors import Error as Error
+    from longrein.link.adapters.system import System as System
+    from longrein.link.client import LinkOptions as LinkOptions
+    from longrein.link.env import RemoteEnv as RemoteEnv
+    from longrein.link.env import connect as connect
+    from longrein.link.multiagent import RemoteAECEnv as RemoteAECEnv
+    from longrein.link.multiagent import RemoteParallelEnv as RemoteParallelEnv
+    from longrein.link.multiagent import connect_aec as connect_aec
+    from longrein.link.multiagent import connect_parallel as connect_parallel
+    from longrein.link.server import Limits as Limits
+    from longrein.link.server import Server as Server
+    from longrein.link.server import dial as dial
+    from longrein.link.server import serve as serve
+    from longrein.link.vector import RemoteVectorEnv as RemoteVectorEnv
+    from longrein.link.vector import connect_vec as connect_vec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Error": "longrein.errors",
+    "Limits": "longrein.link.server",
+    "LinkOptions": "longrein.link.client",
+    "RemoteAECEnv": "longrein.link.multiagent",
+    "RemoteEnv": "longrein.link.env",
+    "RemoteParallelEnv": "longrein.link.multiagent",
+    "RemoteVectorEnv": "longrein.link.vector",
+    "Server": "longrein.link.server",
+    "System": "longrein.link.adapters.system",
+    "connect": "longrein.link.env",
+    "connect_aec": "longrein.link.multiagent",
+    "connect_parallel": "longrein.link.multiagent",
+    "connect_vec": "longrein.link.vector",
+    "dial": "longrein.link.server",
+    "serve": "longrein.link.server",
+}
+"""Where each public name lives. They are imported when first used, so that a client loads no server and no torch."""
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'longrein' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,168 @@
+"""The command line: one small function a command, each calling one function of the library."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from longrein.errors import Error, SpecError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    help="Reinforcement learning on environments that live elsewhere.",
+)
+
+TokenFile = Annotated[Path | None, typer.Option(help="File with the token; tokens with scopes, a line each, for serve.")]
+CaFile = Annotated[Path | None, typer.Option(help="File of the authority that signed the server's certificate.")]
+EnvNames = Annotated[list[str], typer.Argument(metavar="ENV...", help="An id (CartPole-v1, ALE/Pong-v5, module:Id-v0) "
+                                                                   "or a function (file.py:factory).")]
+
+
+@app.command()
+def serve(
+    env: EnvNames,
+    at: Annotated[list[str] | None, typer.Option(help="URL to listen at; port 0 takes a free one. May be repeated.")] = None,
+    dial: Annotated[list[str] | None, typer.Option(help="URL of a trainer that waits, to dial out to.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="key=value for the environments' makers, fixed here.")] = None,
+    allow_option: Annotated[list[str] | None, typer.Option(help="An option that clients may pass; * allows all.")] = None,
+    num_envs: Annotated[int, typer.Option(help="Most environments that one lease may hold.")] = 4096,
+    max_leases: Annotated[int, typer.Option(help="Most leases at once.")] = 1024,
+    lease_ttl: Annotated[float, typer.Option(help="Seconds that a lease outlives its lost connection.")] = 60.0,
+    idle: Annotated[float, typer.Option(help="Seconds without a request after which a lease is closed.")] = 1800.0,
+    step_timeout: Annotated[float, typer.Option(help="Seconds that one request may take in the environment.")] = 300.0,
+    max_message_mb: Annotated[int, typer.Option(help="Longest message taken, in MiB.")] = 64,
+    workers: Annotated[str, typer.Option(help="Where environments run: auto, inline, thread or process.")] = "auto",
+    token_file: TokenFile = None,
+    insecure: Annotated[bool, typer.Option(help="Listen beyond this machine without a token.")] = False,
+    certificate: Annotated[Path | None, typer.Option(help="Certificate for wss:// and https://.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    client_ca: Annotated[Path | None, typer.Option(help="Take only clients whose certificate this authority signed.")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="Origin of web pages that may connect.")] = None,
+    credentials: Annotated[Path | None, typer.Option(help="JSON file with a broker's user, password, token, ...")] = None,
+    quiet: Annotated[bool, typer.Option(help="Only warnings.")] = False,
+) -> None:
+    """Serve environments. What is named here is what clients may open, and nothing else."""
+    from longrein.link.server import Limits, Server
+
+    _log_to_stderr(logging.WARNING if quiet else logging.INFO)
+    limits = Limits(max_message_mb * 2**20, max_leases, max_leases, num_envs, lease_ttl, idle, step_timeout)
+    server = Server(
+        env, at=at or (() if dial else ["ws://127.0.0.1:5000"]), dial=dial or (), options=_pairs(option or []),
+        allow_options=allow_option or (), token_file=token_file, insecure=insecure, certificate=certificate, key=key,
+        client_ca=client_ca, allowed_origins=allow_origin or (), workers=workers, limits=limits,
+        credentials=_json_file(credentials),
+    )
+    with server:
+        for url in server.urls:
+            print(f"listening on {url}" if url not in (dial or ()) else f"dialling {url}", flush=True)
+        server.wait()
+
+
+@app.command()
+def check(
+    url: Annotated[str, typer.Argument(help="Where the environment is served.")],
+    steps: Annotated[int, typer.Option(help="Steps to look at.")] = 300,
+    token_file: TokenFile = None,
+    ca: CaFile = None,
+) -> None:
+    """Examine a server: is what it serves an honest environment? Exits with 1 on a fault."""
+    from longrein.link.check import examine, show
+
+    findings = examine(url, steps=steps, token=_token(token_file), ca=ca)
+    show(findings)
+    raise typer.Exit(1 if any(not finding.passed for finding in findings) else 0)
+
+
+@app.command()
+def ping(
+    url: Annotated[str, typer.Argument(help="Where the environment is served.")],
+    seconds: Annotated[float, typer.Option(help="How long to measure each.")] = 2.0,
+    token_file: TokenFile = None,
+    ca: CaFile = None,
+) -> None:
+    """Measure a line: percentiles of the round trip, and steps per second."""
+    from longrein.link.check import measure, show_latencies
+
+    show_latencies(url, measure(url, seconds=seconds, token=_token(token_file), ca=ca))
+
+
+@app.command()
+def run(
+    at: Annotated[str, typer.Option(help="Over what to train: websocket, http or nats.")] = "websocket",
+    seed: Annotated[int, typer.Option(help="Seed of the training; evaluation has seeds of its own.")] = 0,
+    env_steps: Annotated[int, typer.Option(help="Most environment steps to spend.")] = 200_000,
+    data: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("data"),
+) -> None:
+    """Serve CartPole-v1 in another process, train PPO on it over the link, and show that it learned."""
+    try:
+        from longrein.lab.demo import run_demo
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("longrein"):
+            raise
+        raise SpecError("run", f"training needs the package {error.name!r}", hint="pip install 'longrein[lab]'") from None
+    result = run_demo(at, max_env_steps=env_steps, seed=seed, data=str(data))
+    raise typer.Exit(0 if result.solved else 1)
+
+
+def _pairs(texts: list[str]) -> dict[str, Any]:
+    """key=value texts; a value is JSON where it is that, else the text itself."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise SpecError("option", f"{text!r} is not key=value", hint="as in --option is_slippery=false")
+        try:
+            pairs[key] = json.loads(value)
+        except json.JSONDecodeError:
+            pairs[key] = value
+    return pairs
+
+
+def _json_file(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise SpecError("credentials", f"cannot be read: {error}", file=str(path)) from None
+    if not isinstance(found, dict):
+        raise SpecError("credentials", "is no JSON object", file=str(path), hint='{"user": ..., "password": ...}')
+    return {str(key): str(value) for key, value in found.items()}
+
+
+def _token(path: Path | None) -> str | None:
+    """The first token of a token file."""
+    if path is None:
+        return None
+    try:
+        lines = [line.split()[0] for line in path.read_text().splitlines() if line.strip() and line.strip()[0] != "#"]
+    except OSError as error:
+        raise SpecError("token-file", f"cannot be read: {error}") from None
+    if not lines:
+        raise SpecError("token-file", "holds no token", file=str(path))
+    return lines[0]
+
+
+def _log_to_stderr(level: int) -> None:
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+
+
+def main() -> None:
+    """The entry point: whatever goes wrong is one clear message and exit status 1, or a defect with its traceback."""
+    try:
+        app()
+    except Error as error:
+        print(f"longrein: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("longrein: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
