@@ -8,6 +8,7 @@ Other packages add algorithms by entry points of the group `longrein.algorithms`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from longrein.errors import SpecError
 from longrein.learn.batch import Batch
+from longrein.learn.schedules import Linear
 
 TABLE: Mapping[str, str] = {
     "ppo": "longrein.learn.algorithms.ppo",
@@ -80,3 +82,30 @@ def load(name: str) -> tuple[type[Any], Build]:
             raise SpecError("agent.algorithm.name", f"there is no algorithm {name!r}", hint=known)
         module = next(iter(found)).load()
     return module.Config, module.build
+
+
+def config_from(config_class: type[Any], settings: Mapping[str, Any]) -> Any:
+    """A Config from plain values, as a spec file or a checkpoint has them; fields left out keep their default.
+
+    A schedule is a number, {"linear": [start, end, steps]} or {"start": ..., "end": ..., "steps": ...}.
+    Raises SpecError for an unknown key.
+    """
+    known = [field.name for field in fields(config_class)]
+    values = {}
+    for key, value in settings.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(known)
+            raise SpecError(f"agent.algorithm.{key}", "there is no such setting", hint=hint)
+        values[key] = _value(value)
+    return config_class(**values)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Mapping) and value.keys() == {"linear"}:
+        return Linear(*value["linear"])
+    if isinstance(value, Mapping) and value.keys() == {"start", "end", "steps"}:
+        return Linear(**value)
+    return value

@@ -1,0 +1,1 @@
+"""Experiments: environments and algorithms brought together, run, recorded and drawn."""
