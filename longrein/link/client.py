@@ -42,6 +42,8 @@ class LinkOptions:
     """Seconds during which a server that does not listen yet is tried again."""
     reconnect: float = 30.0
     """Seconds during which a lost connection is tried again before ConnectError."""
+    pause: float = 1.0
+    """Longest pause between two tries, in seconds; the first ones are shorter."""
     silence: float = 10.0
     """Seconds without any word from the server, not even "working", after which a connection counts as dead."""
     token: str | None = None
@@ -296,7 +298,7 @@ class Client:
         started = time.monotonic()
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_delay(seconds),
-            wait=tenacity.wait_exponential_jitter(initial=0.01, max=1.0, jitter=0.02),
+            wait=tenacity.wait_random_exponential(multiplier=0.01, max=self.link.pause),
             retry=tenacity.retry_if_exception(_is_passing),
             reraise=True,
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import longrein
-from longrein.link.transports.nats_broker import Broker, start_broker
+
+if TYPE_CHECKING:
+    from longrein.link.transports.nats_broker import Broker
 
 TRANSPORTS = ("memory", "websocket", "unix", "http", "nats")
 Serve = Callable[..., longrein.Server]
@@ -18,6 +20,8 @@ Serve = Callable[..., longrein.Server]
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """A real broker of this run's own, on a free port."""
+    from longrein.link.transports.nats_broker import start_broker
+
     with start_broker() as broker:
         yield broker
 

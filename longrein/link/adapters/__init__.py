@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -135,11 +135,10 @@ TABLE: dict[str, str] = {
 """Kinds of environment: where the function is that adapts a thing, or returns None when it is of another kind."""
 
 
-def kinds() -> list[Callable[[Any, Callable[[], Any], int], Any]]:
-    """Those functions, with what other packages add by the entry point `longrein.adapters`."""
-    found = []
+def kinds() -> Iterator[Callable[[Any, Callable[[], Any], int], Any]]:
+    """Those functions, loaded one by one, with what other packages add by the entry point `longrein.adapters`."""
     for place in TABLE.values():
         module, _, name = place.partition(":")
-        found.append(getattr(importlib.import_module(module), name))
-    found.extend(point.load() for point in entry_points(group="longrein.adapters"))
-    return found
+        yield getattr(importlib.import_module(module), name)
+    for point in entry_points(group="longrein.adapters"):
+        yield point.load()

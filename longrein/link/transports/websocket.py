@@ -32,6 +32,7 @@ from longrein.errors import ConnectError, ConnectionClosed, Forbidden, LinkTimeo
 from longrein.link.transports import Address, Buffer, ConnectOptions, Handler, ListenOptions, Peer
 
 log = logging.getLogger("longrein.websocket")
+logging.getLogger("longrein.picows").setLevel(logging.WARNING)  # it has a line for each connection
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _BUFFER_BYTES: Final = 1 << 16
@@ -460,6 +461,7 @@ class _Lines:
         """What picows is told at both ends. A frame over the limit is refused by its length, before memory is taken."""
         return {
             "max_frame_size": self.options.max_message_bytes,
+            "logger_name": "longrein.picows",
             "read_buffer_init_size": 4096,  # it grows with the messages; an idle lease should cost little
         }
 
@@ -481,7 +483,7 @@ class WebSocketListener(_Lines):
         where: dict[str, Any]
         if self.address.scheme == "ws+unix":
             self._bound_path = free_socket_path(self.address)
-            where = {"path": str(self._bound_path)}
+            where = {"sock": _bind_unix(self._bound_path)}
         else:
             where = {"host": self.address.host, "port": self.address.port or 0}
         try:
@@ -511,6 +513,36 @@ class WebSocketListener(_Lines):
             self._server = None
         if self._bound_path is not None:
             self._bound_path.unlink(missing_ok=True)
+
+
+class _UnixSocket(socket.socket):
+    """A unix socket that lets settings of TCP pass: picows makes them on each socket that it is given."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        descriptor, address = self._accept()  # type: ignore[attr-defined]  # as socket.socket.accept does it
+        accepted = _UnixSocket(self.family, self.type, self.proto, fileno=descriptor)
+        accepted.setblocking(False)
+        return accepted, address
+
+    def setsockopt(self, level: int, *args: Any) -> None:  # type: ignore[override]  # the overloads do not matter here
+        if level != socket.IPPROTO_TCP:
+            super().setsockopt(level, *args)
+
+    def getsockopt(self, level: int, *args: Any) -> Any:  # type: ignore[override]
+        return 0 if level == socket.IPPROTO_TCP else super().getsockopt(level, *args)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    sock = _UnixSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+    except OSError:
+        sock.close()
+        raise
+    path.chmod(0o600)  # whoever may open the file may use the server
+    sock.listen(128)
+    sock.setblocking(False)
+    return sock
 
 
 def free_socket_path(address: Address) -> Path:
