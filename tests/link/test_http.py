@@ -742,6 +742,16 @@ def test_no_bytes_hurt_the_server(hostile: Serving, wire: bytes) -> None:
     connection.close()
 
 
+def test_garbage_behind_a_request_of_the_application_is_no_error_of_ours(
+    hostile: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        with hostile.raw() as line:
+            line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + post("/v1/message", BINARY) + b"\0\0\0")
+            closed(line)
+    assert "Traceback" not in caplog.text and "Exception" not in caplog.text
+
+
 def test_nothing_is_kept_of_a_line_that_is_gone(hostile: Serving) -> None:
     wait_for(lambda: not hostile.listener.connections)
 

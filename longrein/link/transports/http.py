@@ -152,9 +152,9 @@ class HttpConnection:
         self._options = options
         self._tls = isinstance(line, ssl.SSLSocket)
         self._wait: float | None = None  # the timeout that the socket has now, in seconds
+        line.settimeout(None)
         if not self._tls:
             # A Python timeout costs a poll() before each read; the kernel's own costs nothing.
-            line.settimeout(None)
             line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(options.timeout))
         self._data = b""  # what came and belongs to no body yet
         self._heads: dict[bytes, Head] = {}
@@ -249,9 +249,9 @@ class HttpConnection:
             flags = 0
             if self._tls:
                 if wait != self._wait:
-                    self._socket.settimeout(wait)
+                    self._socket.settimeout(None if wait is None else max(wait, 0.0))
                     self._wait = wait
-            elif wait == 0:
+            elif wait is not None and wait <= 0:
                 flags = socket.MSG_DONTWAIT
             elif wait != self._wait:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(wait))

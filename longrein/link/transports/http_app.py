@@ -52,22 +52,25 @@ class Application:
 def _uvicorn_protocol(app: ASGIApp, loop: asyncio.AbstractEventLoop) -> tuple[Callable[[Peer], asyncio.Protocol], Any]:
     """A maker of uvicorn's protocol around `app`, and the state in which uvicorn keeps the open connections.
 
-    uvicorn's protocol bounds neither a head nor the time that a request takes: the class here does.
+    uvicorn's protocol bounds neither a head nor the time that a request takes: the class here does. Nor does it tell an
+    answer that is underway that the connection has ended, when another request came behind it: the answer is then written
+    to a closed transport, which uvloop takes for an error, and logs at length.
     """
     from uvicorn.config import Config
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
     from uvicorn.server import ServerState
 
     class BoundedProtocol(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
         _in_head = False
         _unread = 0  # bytes of a head (or of trailers) that came so far
+        _answering: RequestResponseCycle | None = None
 
         def data_received(self, data: bytes) -> None:
             self._unread += len(data)
             super().data_received(data)
             if self._in_head and self._unread > HEAD_BYTES:
-                self.transport.close()
+                self._end()
 
         def on_message_begin(self) -> None:
             self._in_head, self._unread = True, 0
@@ -91,13 +94,32 @@ def _uvicorn_protocol(app: ASGIApp, loop: asyncio.AbstractEventLoop) -> tuple[Ca
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel()
+            self._end()
             super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            super().send_400_response(msg)
+            self._end()
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._answering = cycle
+            super()._start_asgi_task(cycle, app)
 
         def _expire(self) -> None:
             if self.flow.read_paused:  # we do not read: not the client's fault
                 self._deadline = loop.call_later(REQUEST_SECONDS, self._expire)
             else:
-                self.transport.close()
+                self._end()
+
+        def _unsupported_upgrade_warning(self) -> None:
+            """An upgrade is only an offer; uvicorn's advice to install a WebSocket library would mislead."""
+
+        def _end(self) -> None:
+            for cycle in (self._answering, self.cycle):
+                if cycle is not None:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
+            self.transport.close()
 
         def _cancel(self) -> None:
             if self._deadline is not None:
