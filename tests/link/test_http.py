@@ -165,6 +165,13 @@ def read_response(line: socket.socket, kept: bytearray | None = None) -> tuple[i
     return int(first.split()[1]), headers, rest[:size]
 
 
+def ask(connection: Any, message: bytes) -> bytearray | None:
+    """One request and its answer."""
+    connection.send(message)
+    answer: bytearray | None = connection.receive(5)
+    return answer
+
+
 def closed(line: socket.socket) -> bool:
     """Whether the server has closed: reads what is left."""
     try:
@@ -191,7 +198,8 @@ def test_a_message_comes_back_in_memory_of_its_own(server: Serving) -> None:
     connection = server.connect()
     connection.send(BINARY)
     first = connection.receive(5)
-    assert first == BINARY and type(first) is bytearray
+    assert first == BINARY
+    assert type(first) is bytearray
     connection.send(b"LR other")
     assert connection.receive(5) == b"LR other"
     first[0] = 0  # the caller's to write to
@@ -261,7 +269,8 @@ def test_pipelined_requests_are_answered_in_order_however_late_the_first() -> No
             connection.send(message)
         wait_for(lambda: len(fake.came) == 3)
         lines = [line for line, _ in fake.came]
-        assert len(set(lines)) == 3 and not lines[0].persistent
+        assert len(set(lines)) == 3
+        assert not lines[0].persistent
         server.soon(lines[2].send, b"LR c")
         server.soon(lines[1].send, b"LR b")
         assert connection.receive(0.05) is None
@@ -356,8 +365,7 @@ def test_a_line_that_idled_away_is_closed_for_the_caller_to_open_again() -> None
             server.soon(each.close)
         wait_for(lambda: not server.listener.connections)
         with pytest.raises(ConnectionClosed):
-            connection.send(BINARY)
-            connection.receive(5)
+            ask(connection, BINARY)
 
 
 def test_the_token_and_the_address_reach_the_handler() -> None:
@@ -367,7 +375,9 @@ def test_the_token_and_the_address_reach_the_handler() -> None:
         connection.send(BINARY)
         assert connection.receive(5) == BINARY
         peer = fake.came[0][0].peer
-        assert peer.token == "s3cret%d" and peer.address.startswith("127.0.0.1:") and peer.certificate is None
+        assert peer.token == "s3cret%d"
+        assert peer.address.startswith("127.0.0.1:")
+        assert peer.certificate is None
         connection.close()
 
 
@@ -413,7 +423,7 @@ def test_a_refused_line_says_where_and_what_to_do() -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b"])
 def test_an_unknown_name_is_a_connect_error(host: str) -> None:
-    with pytest.raises(ConnectError, match="is not known|no host's name"):
+    with pytest.raises(ConnectError, match=r"is not known|no host's name"):
         http.connect(parse_url(f"http://{host}:5000")[0], ConnectOptions(timeout=2))
 
 
@@ -553,11 +563,14 @@ def test_chunks_give_back_the_body_and_stop_at_its_end(body: bytes, cuts: list[i
         rest = rest[cut:]
     wire += (b"%X\r\n%b\r\n" % (len(rest), rest) if rest else b"") + b"0\r\n\r\n"
     whole = Chunks(300)
-    assert whole.feed(wire + tail) == len(wire) and whole.done and whole.body == body
+    assert whole.feed(wire + tail) == len(wire)
+    assert whole.done
+    assert whole.body == body
     pieces = Chunks(300)
     for index in range(len(wire)):
         pieces.feed(wire[index : index + 1])
-    assert pieces.done and pieces.body == body
+    assert pieces.done
+    assert pieces.body == body
 
 
 @pytest.mark.parametrize(
@@ -587,18 +600,17 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent() -> None:
             response = read_response(line, kept)
             if wire.startswith(b"GET"):
                 response = read_response(line, kept)
-            assert response[0] == 413 and response[1]["connection"] == "close"
+            assert response[0] == 413
+            assert response[1]["connection"] == "close"
             assert closed(line)
         connection = server.connect()
         connection.send(b"L" * 1000)
         assert connection.receive(5) == b"L" * 1000
         with pytest.raises(TooLarge, match="1001"):
-            connection.send(b"L" * 1001)
-            connection.receive(5)
+            ask(connection, b"L" * 1001)
         connection = server.connect()
         with pytest.raises(TooLarge):  # while we are still writing
-            connection.send(b"L" * 30_000_000)
-            connection.receive(5)
+            ask(connection, b"L" * 30_000_000)
         assert len(fake.came) == 1
 
 
@@ -647,9 +659,21 @@ def test_what_is_no_request_gets_a_status_and_the_end(server: Serving, wire: byt
     line = server.raw()
     line.sendall(wire)
     got, headers, _ = read_response(line)
-    assert got == status and headers["connection"] == "close"
+    assert got == status
+    assert headers["connection"] == "close"
     assert closed(line)
     assert server.handler.came == []
+
+
+def flood(line: socket.socket) -> bool:
+    """Whether the server closes within three seconds of headers that do not end."""
+    try:
+        for _ in range(300):
+            line.sendall(b"X: " + b"a" * 10_000 + b"\r\n")
+            time.sleep(0.01)
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
 
 
 @pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
@@ -660,10 +684,7 @@ def test_a_flood_of_headers_is_cut_off(first: bytes) -> None:
         if first:
             assert read_response(line)[0] == 200
         line.sendall(b"GET / HTTP/1.1\r\n")
-        with pytest.raises(OSError):  # the server closes, in time
-            for _ in range(300):
-                line.sendall(b"X: " + b"a" * 10_000 + b"\r\n")
-                time.sleep(0.01)
+        assert flood(line)
         line.close()
 
 
@@ -698,9 +719,11 @@ def test_a_client_that_reads_no_answers_is_not_read_either() -> None:
         line.settimeout(0.3)
         sent = 0
         with contextlib.suppress(TimeoutError):
-            for sent in range(2000):
+            while sent < 2000:
                 line.sendall(post("/v1/message", b"L" * 20_000))
-        assert sent < 2000 and len(fake.came) < 40
+                sent += 1
+        assert sent < 2000
+        assert len(fake.came) < 40
         line.settimeout(5)
         kept = bytearray()
         for _ in range(len(fake.came)):
@@ -749,7 +772,8 @@ def test_garbage_behind_a_request_of_the_application_is_no_error_of_ours(
         with hostile.raw() as line:
             line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + post("/v1/message", BINARY) + b"\0\0\0")
             closed(line)
-    assert "Traceback" not in caplog.text and "Exception" not in caplog.text
+    assert "Traceback" not in caplog.text
+    assert "Exception" not in caplog.text
 
 
 def test_nothing_is_kept_of_a_line_that_is_gone(hostile: Serving) -> None:
@@ -767,14 +791,16 @@ def test_a_path_and_headers_are_the_envelope() -> None:
         for _ in range(2):  # the second time on the application's side
             line.sendall(post("/v1/step", b'{"actions": [1, 2.5, null]}', *headers))
             status, answer, body = read_response(line)
-            assert status == 200 and answer["content-type"] == "application/json"
+            assert status == 200
+            assert answer["content-type"] == "application/json"
             assert body == b'{"type":"stepped","lease":"abc","n":7}'
             line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read_response(line)[0] == 200
         assert len(fake.came) == 2
         for peer_line, message in fake.came:
             assert codec.decode_request(message)[0] == m.Step("abc", 1, 7, [1, 2.5, None])
-            assert peer_line.peer.token == "T" and not peer_line.persistent
+            assert peer_line.peer.token == "T"
+            assert not peer_line.persistent
         line.close()
 
 
@@ -802,7 +828,8 @@ def test_a_body_that_is_no_object_is_a_fault(server: Serving, body: bytes) -> No
         status, _, answer = read_response(line, kept)
         assert status == 422
         fault = codec.decode_reply(answer)[0]
-        assert isinstance(fault, m.Fault) and fault.code == "bad_message"
+        assert isinstance(fault, m.Fault)
+        assert fault.code == "bad_message"
     line.sendall(post("/v1/ping", b"", "Longrein-Number: -1"))
     assert read_response(line)[0] == 422
     line.sendall(post("/v1/message", b""))
@@ -842,9 +869,13 @@ def test_health_readiness_metrics_and_the_page(server: Serving) -> None:
     assert get(line, "/readyz")[0] == 503
     assert get(line, "/healthz")[0] == 200
     status, headers, body = get(line, "/metrics")
-    assert status == 200 and headers["content-type"].startswith("text/plain") and b"longrein_steps_total 7" in body
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain")
+    assert b"longrein_steps_total 7" in body
     status, headers, body = get(line, "/")
-    assert headers["content-type"].startswith("text/html") and b"CartPole-v1" in body and b"fake &lt;1&gt;" in body
+    assert headers["content-type"].startswith("text/html")
+    assert b"CartPole-v1" in body
+    assert b"fake &lt;1&gt;" in body
     assert get(line, "/nothing")[0] == 404
     assert get(line, "/v1/step")[0] == 405
     line.sendall(post("/v1/message", BINARY))
@@ -898,7 +929,9 @@ def test_the_description_is_whole() -> None:
         line.close()
     assert status == 200
     spec = json.loads(body)
-    assert re.fullmatch(r"3\.1\.\d", spec["openapi"]) and spec["info"]["title"] and spec["info"]["version"]
+    assert re.fullmatch(r"3\.1\.\d", spec["openapi"])
+    assert spec["info"]["title"]
+    assert spec["info"]["version"]
     assert {path.decode() for path in http_json.PATHS} < spec["paths"].keys()
     schemas = spec["components"]["schemas"]
     ids = []
@@ -912,7 +945,9 @@ def test_the_description_is_whole() -> None:
                 assert status_key == "default" or re.fullmatch(r"[1-5]\d\d", status_key)
                 assert response["description"]
             for parameter in operation.get("parameters", ()):
-                assert parameter["in"] == "header" and parameter["name"] and "schema" in parameter
+                assert parameter["in"] == "header"
+                assert parameter["name"]
+                assert "schema" in parameter
     assert len(set(ids)) == len(ids)
 
     def refs(node: Any) -> Iterator[str]:
@@ -928,8 +963,10 @@ def test_the_description_is_whole() -> None:
     for ref in refs(spec):
         assert ref.removeprefix("#/components/schemas/") in schemas
     for schema in schemas.values():
-        assert schema["type"] == "object" and schema["properties"]
-    assert not schemas["StepBody"]["required"] and schemas["OpenBody"]["required"] == ["env"]
+        assert schema["type"] == "object"
+        assert schema["properties"]
+    assert not schemas["StepBody"]["required"]
+    assert schemas["OpenBody"]["required"] == ["env"]
     assert schemas["Stepped"]["properties"]["type"] == {"enum": ["stepped"]}
     assert set(schemas["StepBody"]["properties"]) == set(m.Step.__struct_fields__)
 
@@ -946,7 +983,8 @@ def test_browsers_of_other_origins_are_turned_away() -> None:
                 get(line, "/healthz")
             line.sendall(post("/v1/message", BINARY, "Origin: https://evil.example"))
             status, headers, _ = read_response(line)
-            assert status == 403 and "access-control-allow-origin" not in headers
+            assert status == 403
+            assert "access-control-allow-origin" not in headers
             assert closed(line)
         assert fake.came == []
         for first in (False, True):
@@ -955,17 +993,18 @@ def test_browsers_of_other_origins_are_turned_away() -> None:
                 get(line, "/healthz")
             line.sendall(post("/v1/message", BINARY, "Origin: https://lab.example"))
             status, headers, body = read_response(line)
-            assert status == 200 and body == BINARY
-            assert headers["access-control-allow-origin"] == "https://lab.example" and headers["vary"] == "Origin"
+            assert status == 200
+            assert body == BINARY
+            assert headers["access-control-allow-origin"] == "https://lab.example"
+            assert headers["vary"] == "Origin"
             line.close()
         line = server.raw()
         asks = ("Origin: https://lab.example", "Access-Control-Request-Method: POST")
         status, headers, _ = get(line, "/v1/step", *asks, method="OPTIONS")
-        assert status == 204 and headers["access-control-allow-origin"] == "https://lab.example"
-        assert (
-            "POST" in headers["access-control-allow-methods"]
-            and "longrein-lease" in headers["access-control-allow-headers"]
-        )
+        assert status == 204
+        assert headers["access-control-allow-origin"] == "https://lab.example"
+        assert "POST" in headers["access-control-allow-methods"]
+        assert "longrein-lease" in headers["access-control-allow-headers"]
         status, _, _ = get(line, "/v1/step", "Origin: null", "Access-Control-Request-Method: POST", method="OPTIONS")
         assert status == 403
         line.close()
@@ -1042,7 +1081,8 @@ def test_tls_with_client_certificates(authority: Authority, loop: str) -> None:
     outside = ssl.create_default_context(cafile=authority.file)
     fake = Fake(lambda line, message: line.send(message) if b"wait" not in message else None)
     with serving(fake, "https://127.0.0.1:0/ENV", loop=loop, ssl_context=inside) as server:
-        assert server.url.startswith("https://127.0.0.1:") and server.url.endswith("/ENV")
+        assert server.url.startswith("https://127.0.0.1:")
+        assert server.url.endswith("/ENV")
         with pytest.raises(ConnectError, match="not trusted"):
             server.connect(ssl_context=ssl.create_default_context())
         connection = server.connect(ssl_context=outside)
@@ -1050,7 +1090,8 @@ def test_tls_with_client_certificates(authority: Authority, loop: str) -> None:
             connection.send(message)
             assert connection.receive(10) == message
         connection.send(b"LR wait")
-        assert connection.receive(0) is None and connection.receive(0.05) is None
+        assert connection.receive(0) is None
+        assert connection.receive(0.05) is None
         server.soon(fake.came[-1][0].send, b"LR late")
         assert connection.receive(None) == b"LR late"
         for message in (b"LR 1", b"LR 2", b"LR 3"):
@@ -1079,10 +1120,12 @@ def test_tls_with_client_certificates(authority: Authority, loop: str) -> None:
 
 
 def test_tls_against_a_plain_server_says_so() -> None:
-    with serving() as server, pytest.raises(ConnectError, match="TLS handshake failed"):
+    with serving() as server:
         address = parse_url(server.url.replace("http:", "https:"))[0]
-        http.connect(address, ConnectOptions(timeout=3))
+        with pytest.raises(ConnectError, match="TLS handshake failed"):
+            http.connect(address, ConnectOptions(timeout=3))
 
 
 def test_a_subject_that_nobody_verified_is_none() -> None:
-    assert subject_of(None) is None and subject_of({}) is None
+    assert subject_of(None) is None
+    assert subject_of({}) is None

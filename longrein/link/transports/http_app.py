@@ -53,8 +53,8 @@ def _uvicorn_protocol(app: ASGIApp, loop: asyncio.AbstractEventLoop) -> tuple[Ca
     """A maker of uvicorn's protocol around `app`, and the state in which uvicorn keeps the open connections.
 
     uvicorn's protocol bounds neither a head nor the time that a request takes: the class here does. Nor does it tell an
-    answer that is underway that the connection has ended, when another request came behind it: the answer is then written
-    to a closed transport, which uvloop takes for an error, and logs at length.
+    answer that is underway that the connection has ended, when another request came behind it: the answer is then
+    written to a closed transport, which uvloop takes for an error, and logs at length.
     """
     from uvicorn.config import Config
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle

@@ -1,4 +1,4 @@
-"""The description of the HTTP paths in OpenAPI 3.1, made from the structs of the messages, so that it cannot lag behind."""
+"""The description of the HTTP paths in OpenAPI 3.1, made from the messages' structs, so that it cannot lag behind."""
 
 from __future__ import annotations
 
