@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
+
 if TYPE_CHECKING:
     from longrein.errors import Error as Error
     from longrein.link.adapters.system import System as System
@@ -44,6 +46,13 @@ _HOMES = {
 """Where each public name lives. They are imported when first used, so that a client loads no server and no torch."""
 
 __all__ = [*_HOMES, "__version__"]
+
+
+if "longrein/Remote-v0" not in gymnasium.registry:
+    gymnasium.register(
+        "longrein/Remote-v0", "longrein.link.env:RemoteEnv", nondeterministic=True, order_enforce=False,
+        disable_env_checker=True,
+    )  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -141,12 +141,6 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         return f"<RemoteEnv {self.remote_spec.get('id')} at {self.url}>"
 
 
-def register_envs() -> None:
-    """Make `gymnasium.make("longrein/Remote-v0", url=...)` known; Gymnasium calls it through its plug-in point."""
-    if "longrein/Remote-v0" not in gymnasium.registry:
-        gymnasium.register("longrein/Remote-v0", entry_point=ENTRY_POINT, nondeterministic=True, order_enforce=False)
-
-
 def connect(url: str, **options: Any) -> RemoteEnv:
     """A far environment as a `gymnasium.Env`.
 

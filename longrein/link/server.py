@@ -90,6 +90,7 @@ class Lease:
     opened: m.Opened | None = None  # once the environments are made
     text: bool = False
     queue: deque[tuple[m.Request, bytes, int, float]] = field(default_factory=deque)
+    asked: dict[int, Line] = field(default_factory=dict)  # who waits for which answer, where a line is one request
     running: m.Request | None = None
     since: float = 0.0
     told: float = 0.0
@@ -291,11 +292,11 @@ class Server:
             if elapsed > limits.step_seconds:
                 text = f"{type(request).__name__} took longer than the {limits.step_seconds:g} s that are allowed"
                 fault = m.Fault(lease.name, request.n, "env_timeout", text, applied=None)
-                self._send(lease, encode_reply(fault, lease.text))
+                self._send(lease, request.n, encode_reply(fault, lease.text))
                 self._end(lease, f"the environment hung: {text}")
             elif now - max(lease.told, lease.since) >= limits.working_seconds and lease.line is not None:
                 lease.told = now
-                lease.line.send(encode_reply(m.Working(lease.name, request.n, elapsed), lease.text), final=False)
+                lease.asked.get(request.n, lease.line).send(encode_reply(m.Working(lease.name, request.n, elapsed), lease.text), final=False)
         elif lease.lost is not None and now - lease.lost > limits.lease_ttl:
             self._end(lease, f"the connection was lost for more than {limits.lease_ttl:g} s")
         elif now - lease.seen > limits.idle_seconds:
@@ -345,6 +346,8 @@ class Server:
         if verdict is Verdict.TAKE:
             now = lease.seen = time.monotonic()
             lease.line = line
+            if not line.persistent:
+                lease.asked[request.n] = line
             if not code and (type(request) in _SCOPES):
                 code = "" if _SCOPES[type(request)] in lease.principal.scopes else "forbidden"
             if code:
@@ -401,19 +404,19 @@ class Server:
 
     def _answer(self, lease: Lease, n: int, reply: bytes) -> None:
         lease.ledger.answer(n, reply)
-        self._send(lease, reply)
+        self._send(lease, n, reply)
 
-    def _send(self, lease: Lease, reply: bytes) -> None:
-        if lease.line is None:
+    def _send(self, lease: Lease, n: int, reply: bytes) -> None:
+        line = lease.asked.pop(n, lease.line) if lease.asked else lease.line
+        if line is None:
             return
         try:
-            lease.line.send(reply)
+            line.send(reply)
         except TooLarge as error:  # a broker's limit: the client must hear of it, not wait
-            n = lease.ledger.answered
             fault = m.Fault(lease.name, n, "too_large", str(error), applied=True)
             lease.ledger.answers[n] = encode_reply(fault, lease.text)
             self.fault_counts["too_large"] += 1
-            lease.line.send(lease.ledger.answers[n])
+            line.send(lease.ledger.answers[n])
 
     def _not_taken(
         self, lease: Lease, line: Line, request: m.Request, verdict: Verdict, code: str, text: bool
@@ -424,6 +427,8 @@ class Server:
             line.send(lease.ledger.answers[request.n])
         elif verdict is Verdict.WAIT:
             lease.line = line
+            if not line.persistent:
+                lease.asked[request.n] = line
         else:
             expected = lease.ledger.last + 1
             details = {"expected": expected, "epoch": lease.ledger.epoch}
@@ -623,9 +628,8 @@ class Server:
         log.error("lease %s: %s", name[:6], reason)
         running = lease.running
         if running is not None and lease.line is not None:
-            n = running.n
-            fault = m.Fault(name, n, "lease_lost", reason, applied=None)
-            lease.line.send(encode_reply(fault, lease.text))
+            fault = m.Fault(name, running.n, "lease_lost", reason, applied=None)
+            self._send(lease, running.n, encode_reply(fault, lease.text))
         self._end(lease, reason)
 
     # -------------------------------------------------------------------------------------------------------- faults

@@ -6,9 +6,10 @@ slow one, or one whose server is gone for the moment, delays nobody.
 
 from __future__ import annotations
 
+import os
 import selectors
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         self._parts: list[Part] = []
         self._pool: ThreadPoolExecutor | None = None
         self._selector = selectors.DefaultSelector()
+        self._woken, self._wake = os.pipe()  # a line that was mended in a thread ends the wait
+        self._selector.register(self._woken, selectors.EVENT_READ)
         self._pending = False
         self._kept: list[Rows] = []  # answers that came before an error was raised
         plan = _spread(list(urls), num_envs, envs_per_lease)
@@ -280,7 +283,7 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
             if self._on_loss == "raise":
                 part.asked = None
                 raise
-            part.mending = self._threads().submit(self._replace, part)
+            self._repair(part, self._replace)
         except BaseException:
             part.asked = None
             raise
@@ -339,7 +342,12 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _readable(self, wait: float) -> list[Part]:
         """Leases that something came for, and those that are being mended or have been silent for too long."""
-        found = [key.data for key, _ in self._selector.select(wait)]
+        found = []
+        for key, _ in self._selector.select(min(wait, self._link.silence)):
+            if key.data is None:
+                os.read(self._woken, 4096)
+            else:
+                found.append(key.data)
         now = time.monotonic()
         silence = self._link.silence
         others = [
@@ -393,14 +401,25 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
                 part.asked = None
                 raise
             self._forget(part)
-            part.mending = self._threads().submit(self._replace, part)
+            self._repair(part, self._replace)
             return None
         except BaseException:
             part.asked = None
             raise
         self._forget(part)
-        part.mending = self._threads().submit(self._mend, part)
+        self._repair(part, self._mend)
         return None
+
+    def _repair(self, part: Part, how: Callable[[Part], Any]) -> None:
+        """Mend in a thread, and end the wait when that is done."""
+        part.mending = self._threads().submit(how, part)
+        part.mending.add_done_callback(lambda _: self._wake_up())
+
+    def _wake_up(self) -> None:
+        try:
+            os.write(self._wake, b"!")
+        except OSError:
+            pass  # it was closed meanwhile: nobody waits
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -580,6 +599,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         if self._pool is not None:
             self._pool.shutdown(wait=False)
         self._selector.close()
+        os.close(self._woken)
+        os.close(self._wake)
 
 
 class _InfoGatherer(VectorEnv[Any, Any, Any]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from typing import Any
 
 import gymnasium
@@ -73,18 +74,17 @@ ZOO = spaces.Dict(
 class Zoo(gymnasium.Env[Any, Any]):
     """Every kind of space there is, as observation and as action, with nested infos of every type."""
 
-    observation_space = ZOO
-    action_space = spaces.Dict(
-        {
-            "turn": spaces.Discrete(3),
-            "push": spaces.Box(-1, 1, (2,), np.float32),
-            "say": spaces.Text(4, min_length=0),
-            "path": spaces.Sequence(spaces.Discrete(5)),
-            "which": spaces.OneOf([spaces.Discrete(2), spaces.MultiBinary(3)]),
-        }
-    )
-
     def __init__(self, length: int = 25) -> None:
+        self.observation_space = deepcopy(ZOO)  # it is sampled: two environments of a process must not share its seed
+        self.action_space = spaces.Dict(
+            {
+                "turn": spaces.Discrete(3),
+                "push": spaces.Box(-1, 1, (2,), np.float32),
+                "say": spaces.Text(4, min_length=0),
+                "path": spaces.Sequence(spaces.Discrete(5)),
+                "which": spaces.OneOf([spaces.Discrete(2), spaces.MultiBinary(3)]),
+            }
+        )
         self.length = length
         self.here = 0
 

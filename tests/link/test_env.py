@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,6 @@ from longrein.errors import (
 )
 from longrein.link.codec import Opaque
 
-sys.path.insert(0, __file__.rpartition("/")[0])
 from conftest import env_url
 from environments import Broken, Counting, Vectorial, Zoo
 
@@ -273,7 +271,8 @@ def test_a_slow_server_says_that_it_works(serve: Serve, transport: str) -> None:
     )
     env.reset()
     assert env.step(1)[0][0] == 1  # silent for longer than 1.6 s, but for its Working
-    assert env._client.working is not None
+    if transport != "http":  # there it is a bare "102 Processing"
+        assert env._client.working is not None
 
 
 def test_what_cannot_cross_in_an_info_is_marked(serve: Serve) -> None:

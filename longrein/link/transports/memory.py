@@ -74,7 +74,7 @@ class MemoryConnection:
         self._listener = listener
         self._messages: deque[bytearray] = deque()
         self._reason: str | None = None
-        self._event: int | None = None
+        self._pipe: tuple[int, int] | None = None  # made when somebody asks for a descriptor to wait on
         self._line = MemoryLine(self)
         listener.joined(self._line)
 
@@ -97,41 +97,38 @@ class MemoryConnection:
             if not self._messages:
                 return None
         message = self._messages.popleft()
-        if self._event is not None and not self._messages:
-            _drain(self._event)
+        if self._pipe is not None:
+            os.read(self._pipe[0], 1)
         return message
 
     def put(self, message: bytearray) -> None:
         self._messages.append(message)
-        if self._event is not None:
-            os.eventfd_write(self._event, 1)
+        self._signal()
+
+    def _signal(self) -> None:
+        if self._pipe is not None:
+            os.write(self._pipe[1], b"!")
 
     def ended(self, reason: str) -> None:
         self._reason = self._reason or reason
-        if self._event is not None:
-            os.eventfd_write(self._event, 1)
+        self._signal()
         self._listener.left(self._line)
 
     def route(self, route: str, lease: str) -> None:
         pass
 
     def fileno(self) -> int:
-        if self._event is None:
-            self._event = os.eventfd(len(self._messages), os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        return self._event
+        if self._pipe is None:
+            self._pipe = os.pipe()
+            os.write(self._pipe[1], b"!" * len(self._messages))
+        return self._pipe[0]
 
     def close(self) -> None:
         self.ended("closed by this end")
-        if self._event is not None:
-            os.close(self._event)
-            self._event = None
-
-
-def _drain(event: int) -> None:
-    try:
-        os.eventfd_read(event)
-    except BlockingIOError:
-        pass
+        if self._pipe is not None:
+            for descriptor in self._pipe:
+                os.close(descriptor)
+            self._pipe = None
 
 
 def connect(address: Address, options: ConnectOptions) -> MemoryConnection:
