@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def run_demo(
     with ExitStack() as stack:
         url = at if "://" in at else stack.enter_context(_serving(env, at, run / "server.log"))
         console.print(f"[bold]{env}[/bold] served at [cyan]{url}[/cyan]; training PPO on {num_envs} environments")
-        named = SessionSettings(**{**vars(settings), "title": f"PPO on {env} over {url}"})
+        named = replace(settings, title=f"PPO on {env} over {url}")
         show = stack.enter_context(_progress(console, max_env_steps, target))
         result = session.run_session(named, run, lambda count: actor.connect(url, count), show)
     console.print(_table(result, target))

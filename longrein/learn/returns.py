@@ -38,7 +38,7 @@ def gae(
     """
     _same_shape(reward=reward, terminated=terminated, truncated=truncated, valid=valid, value=value, next=next_value)
     delta = (reward + gamma * next_value * ~terminated - value).masked_fill(~valid, 0.0)
-    decay = gamma * lambda_ * continues(terminated | truncated, valid)
+    decay = gamma * lambda_ * continues(terminated | truncated, valid).to(reward.dtype)
     return _backwards(delta, decay)
 
 
@@ -61,7 +61,7 @@ def n_step_returns(
     _same_shape(reward=reward, terminated=terminated, truncated=truncated, valid=valid, next=next_value)
     goes_on = continues(terminated | truncated, valid)
     now = (reward + gamma * next_value * ~(terminated | goes_on)).masked_fill(~valid, 0.0)
-    return _backwards(now, gamma * goes_on)
+    return _backwards(now, gamma * goes_on.to(reward.dtype))
 
 
 def discounted_returns(reward: Tensor, done: Tensor, *, gamma: float) -> Tensor:
@@ -70,7 +70,7 @@ def discounted_returns(reward: Tensor, done: Tensor, *, gamma: float) -> Tensor:
     An episode that the rollout cuts counts as worth 0 beyond the cut. Raises ValueError if the shapes differ.
     """
     _same_shape(reward=reward, done=done)
-    return _backwards(reward, gamma * ~done)
+    return _backwards(reward, gamma * (~done).to(reward.dtype))
 
 
 def _backwards(term: Tensor, decay: Tensor) -> Tensor:
