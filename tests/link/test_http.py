@@ -302,13 +302,18 @@ def test_what_is_not_final_is_a_sign_of_life() -> None:
     def answer(line: Line, message: bytes) -> None:
         line.send(b"LR working", final=False)
         line.send(b"LR working", final=False)
+        if b"long" in message:
+            line.send(b"L" * 5000, final=False)
         line.send(message)
 
     with serving(Fake(answer)) as server:
         connection = server.connect()
         connection.send(BINARY)
-        assert [connection.receive(5) for _ in range(3)] == [b"", b"", BINARY]
+        assert [connection.receive(5) for _ in range(3)] == [b"LR working", b"LR working", BINARY]
         connection.close()
+        connection = server.connect()
+        connection.send(b"LR long")
+        assert [connection.receive(5) for _ in range(4)][2:] == [b"", b"LR long"]
         # Many clients take a 102 for the answer: only who asks for it gets it.
         line = server.raw()
         line.sendall(post("/v1/message", BINARY))
@@ -502,7 +507,7 @@ def test_an_answer_that_is_no_http_closes_the_line(answer: bytes) -> None:
 @pytest.mark.parametrize("pieces", [0, 1, 7])
 def test_the_client_reads_chunks_interims_and_odd_headers(pieces: int) -> None:
     answer = (
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nX: y\r\n\r\n"
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nLongrein-Message: *\r\n\r\n"
         b"HTTP/1.1 200\r\ntransfer-ENCODING:  Chunked\r\n\r\n3\r\nLR \r\n4;ext=1\r\nmore\r\n0\r\nTrailer: x\r\n\r\n"
         b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH:2\r\nConnection: close\r\n\r\nL2"
     )

@@ -8,6 +8,8 @@ dictionary from the head's bytes to what they mean replaces the parsing.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import importlib
 import socket
 import ssl
@@ -140,6 +142,7 @@ class Head:
     chunked: bool
     close: bool  # the server ends the connection after this response
     plain: bool  # a 200 with a Content-Length on a line that is kept
+    carried: bytes = b""  # a 1xx may carry a message that is no answer
 
 
 class HttpConnection:
@@ -225,7 +228,7 @@ class HttpConnection:
         return ConnectionClosed(self._over, url=self._url)
 
     def receive(self, timeout: float | None) -> bytearray | None:
-        """The next response's body; empty for a 1xx. Raises what a status other than 200 stands for."""
+        """The next response's body; for a 1xx what it carries, or nothing. Raises what another status stands for."""
         deadline = time.monotonic() + timeout if timeout else 0.0
         wait = timeout
         if self._data or self._head is not None:
@@ -324,7 +327,7 @@ class HttpConnection:
         if not version.startswith(b"HTTP/1.") or not status[:3].isdigit():
             raise self._garbage(f"the answer begins with {text[:40]!r}")
         code = int(status[:3])
-        length, chunked, close = -1, False, version == b"HTTP/1.0"
+        length, chunked, close, carried = -1, False, version == b"HTTP/1.0", b""
         for line in text.split(b"\r\n")[1:]:
             name, _, value = line.partition(b":")
             name, value = name.lower(), value.strip(b" \t")
@@ -335,6 +338,8 @@ class HttpConnection:
                     raise self._garbage(str(error)) from None
             elif name == b"transfer-encoding":
                 chunked = value.lower() == b"chunked"
+            elif name == b"longrein-message" and 100 < code < 200:
+                carried = _carried(value)
             elif name == b"connection":
                 close = b"close" in value.lower() or (close and b"keep-alive" not in value.lower())
         if 100 <= code < 200 or code in (204, 304):
@@ -345,10 +350,10 @@ class HttpConnection:
                 raise self._garbage("an answer whose length is not said")
         if length > self._options.max_message_bytes:
             raise self._too_large(f"an answer of {length} bytes; the limit here is {self._options.max_message_bytes}")
-        head = Head(code, 0 if chunked else length, chunked, close, code == 200 and not chunked and not close)
+        head = Head(code, 0 if chunked else length, chunked, close, code == 200 and not chunked and not close, carried)
         if len(self._heads) >= _HEADS_KEPT:
             self._heads.clear()
-        if len(text) < 2048:
+        if len(text) < 2048 and not carried:
             self._heads[text] = head
         return head
 
@@ -356,8 +361,10 @@ class HttpConnection:
         """A response that is not a plain 200: a sign of life, the last one, or a refusal."""
         if head.close:
             self._end("the server ended it after its last answer")
-        if head.status == 200 or (head.status < 200 and head.status != 101):
+        if head.status == 200:
             return body
+        if head.status < 200 and head.status != 101:
+            return bytearray(head.carried)
         raise self._refused(head.status, body[:300].decode("utf-8", "replace").strip())
 
     def _refused(self, status: int, text: str) -> LinkError:
@@ -407,6 +414,14 @@ class HttpConnection:
         """Close. May be called twice."""
         self._end("this end closed it")
         self._data, self._head = b"", None
+
+
+def _carried(value: bytes) -> bytes:
+    """The message in the header Longrein-Message; a damaged one is as good as none."""
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        return b""
 
 
 def _timeval(seconds: float | None) -> bytes:

@@ -5,13 +5,13 @@ The rules of a connection:
  1. `POST /v1/message` and `POST /v1/KIND` (see `http_json`) are answered here. The first request of any other kind
     takes the whole connection over to the ASGI application (see `http_app`), once all before it are answered.
  2. Requests may be pipelined; answers go out in the order of the requests, whenever they come. Each request is a Line
-    of its own, so that an answer cannot reach another request.
+    of its own, so that an answer cannot reach another request. A request that is never answered holds up all behind it.
  3. A body over the limit, an origin that is not allowed, a head that is no HTTP: an answer with a status, and the end.
  4. A request that is not whole within REQUEST_SECONDS ends the connection; so does a head over HEAD_BYTES.
  5. At most PENDING requests wait for their answers; then nothing more is read. Nothing is read either while the client
     does not read its answers.
- 6. A sign of life (102) is sent only to a client that asks for it (`Longrein-Interim: 102`): many clients take any
-    1xx but 100 for the answer.
+ 6. What is no answer (Working, Draining) is a 102 with the message in base64 as the header Longrein-Message, and only
+    for a client that asks for it (`Longrein-Interim: 102`): many clients take any 1xx but 100 for the answer.
 
 A head that was seen before on this connection is not read again: see `http`.
 """
@@ -19,6 +19,7 @@ A head that was seen before on this connection is not read again: see `http`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 from collections import deque
@@ -45,7 +46,7 @@ _LINGER_SECONDS: Final = 1.0  # a refusal is lost if the line is reset while the
 _JOIN_BYTES: Final = 2**16
 _HEADS_KEPT: Final = 32
 _SENT: Final = (b"",)  # the answer of a request whose answer went out at once
-_INTERIM: Final = b"HTTP/1.1 102 Processing\r\n\r\n"
+_CARRIED_BYTES: Final = 4096  # proxies allow a header about twice that
 _BINARY_OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.longrein\r\n"
 _JSON: Final = b"Content-Type: application/json\r\n"
 _JSON_OK: Final = b"HTTP/1.1 200 OK\r\n" + _JSON
@@ -100,7 +101,7 @@ class RequestLine:
             if final:
                 self._connection.answer(self, message)
             else:
-                self._connection.sign_of_life()
+                self._connection.sign_of_life(message)
 
     def close(self, reason: str = "") -> None:
         """End the connection in place of an answer. Nothing happens once the answer is given."""
@@ -338,10 +339,10 @@ class HttpProtocol(asyncio.Protocol):
 
     def answer(self, line: RequestLine, message: Buffer) -> None:
         """The answer to one request: out now if it is the oldest, kept until then otherwise."""
+        lines = self._lines
         head = line.head
         text = message[:1] == b"{"
         size = len(message)
-        lines = self._lines
         if head.simple and size <= _JOIN_BYTES and len(lines) == 1 and lines[0] is line and not line.last:
             line.answer = _SENT
             if not self._transport.is_closing():
@@ -365,10 +366,11 @@ class HttpProtocol(asyncio.Protocol):
         if lines and lines[0] is line:
             self._flush()
 
-    def sign_of_life(self) -> None:
-        """To the oldest request: HTTP knows no other place for it, and what it says holds for the whole line."""
+    def sign_of_life(self, message: Buffer) -> None:
+        """To the oldest request: HTTP knows no other place for it."""
         if self._lines and self._lines[0].head.interim and not self._full and not self._transport.is_closing():
-            self._transport.write(_INTERIM)
+            carried = b"Longrein-Message: %b\r\n" % base64.b64encode(message) if len(message) <= _CARRIED_BYTES else b""
+            self._transport.write(b"HTTP/1.1 102 Processing\r\n%b\r\n" % carried)
 
     def end_at(self, line: RequestLine) -> None:
         """End the connection when all requests before this one are answered."""
