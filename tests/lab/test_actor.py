@@ -88,7 +88,8 @@ def columns(batch: Batch) -> dict[str, torch.Tensor]:
 
 def test_same_step_and_disabled_give_the_same_batch_to_the_bit() -> None:
     (one, _), (two, _) = collected(AutoresetMode.SAME_STEP, 40), collected(AutoresetMode.DISABLED, 40)
-    assert one.valid.all() and two.valid.all()
+    assert one.valid.all()
+    assert two.valid.all()
     for name, tensor in columns(one).items():
         assert torch.equal(tensor, columns(two)[name]), name
 
@@ -98,7 +99,8 @@ def test_next_step_gives_the_same_rows_and_advantages_once_fillers_are_left_out(
     (one, _), (two, _) = collected(AutoresetMode.SAME_STEP, 40), collected(AutoresetMode.NEXT_STEP, 60)
     keep = two.valid[:, env]
     rows = min(int(keep.sum()), 40)
-    assert rows > 30 and not keep.all()
+    assert rows > 30
+    assert not keep.all()
     for name, tensor in columns(one).items():
         assert torch.equal(tensor[:rows, env], columns(two)[name][keep][:rows, env]), name
     # The last episode may be cut at another place: compare those before it.
@@ -204,11 +206,13 @@ def test_a_lost_environment_is_truncated_and_its_row_does_not_count(mode: Autore
     first, lost, after, *_ = list(actor.collect(6))
     assert first.valid.all()
     assert lost.valid.tolist() == [True, False, True]
-    assert lost.truncated.tolist() == [False, True, False] and not lost.terminated.any()
+    assert lost.truncated.tolist() == [False, True, False]
+    assert not lost.terminated.any()
     if mode == AutoresetMode.NEXT_STEP:
         assert not after.valid[1]
     else:
-        assert after.valid[1] and after.observation[1, 1] == 0.0, "a new episode begins"
+        assert after.valid[1]
+        assert after.observation[1, 1] == 0.0, "a new episode begins"
     assert actor.restarts == 1
     assert all(episode.env != 1 or episode.length >= 3 for episode in actor.finished()), "the lost one is no episode"
 

@@ -46,7 +46,8 @@ def settings(**changes: Any) -> SessionSettings:
 def test_a_session_leaves_all_its_files(tmp_path: Path) -> None:
     seen: list[Progress] = []
     result = run_session(settings(seed=3), tmp_path, cartpoles, seen.append)
-    assert result.status == "budget spent" and not result.solved
+    assert result.status == "budget spent"
+    assert not result.solved
     assert result.env_steps == 1024 == seen[-1].env_steps
     assert len(result.evaluation) == 3
     folder = tmp_path / "session_3"
@@ -54,7 +55,8 @@ def test_a_session_leaves_all_its_files(tmp_path: Path) -> None:
     assert names == {
         "episodes.csv", "metrics.csv", "evaluation.csv", "tensorboard", "checkpoint.pt", "graph.png", "result.json",
     }  # fmt: skip
-    assert (folder / "graph.png").read_bytes().startswith(b"\x89PNG") and (folder / "graph.png").stat().st_size > 10_000
+    assert (folder / "graph.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "graph.png").stat().st_size > 10_000
     with (folder / "episodes.csv").open() as file:
         episodes = list(csv.DictReader(file))
     assert len(episodes) == result.episodes
@@ -115,7 +117,8 @@ def test_training_and_evaluation_never_share_a_seed() -> None:
 
 def test_reaching_the_target_ends_training(tmp_path: Path) -> None:
     result = run_session(settings(target=5.0, window=10), tmp_path, cartpoles)
-    assert result.solved and result.env_steps < 1024
+    assert result.solved
+    assert result.env_steps < 1024
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -127,7 +130,8 @@ def test_a_signal_leaves_a_finished_folder(tmp_path: Path, number: signal.Signal
             os.kill(os.getpid(), number)
 
     result = run_session(settings(max_env_steps=10**6), tmp_path, cartpoles, interrupt)
-    assert result.status == "interrupted" and result.evaluation == ()
+    assert result.status == "interrupted"
+    assert result.evaluation == ()
     assert 256 <= result.env_steps < 512
     assert json.loads((result.folder / "result.json").read_text())["status"] == "interrupted"
     assert result.graph.stat().st_size > 0
@@ -150,7 +154,8 @@ def test_a_session_that_fails_says_so_and_raises(tmp_path: Path) -> None:
     with pytest.raises(LinkError):
         run_session(settings(), tmp_path, unreachable)
     found = json.loads((tmp_path / "session_0" / "result.json").read_text())
-    assert found["status"] == "failed" and "nobody is there" in found["error"]
+    assert found["status"] == "failed"
+    assert "nobody is there" in found["error"]
 
 
 # ------------------------------------------------------------------------------------------------------------- records

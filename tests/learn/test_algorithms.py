@@ -8,10 +8,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import probes
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from learn import probes
 
 from longrein.errors import SpecError
 from longrein.learn import algorithms
