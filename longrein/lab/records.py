@@ -119,14 +119,19 @@ class Table:
 
 
 class SessionRecords:
-    """One session's folder, open from its start to its end. Not for two processes at once."""
+    """One session's folder, open from its start to its end. Raises RunError when there is one of this seed already."""
 
     def __init__(self, run: Path, seed: int) -> None:
         # Imported here: it takes a second, and readers of a run need none of it.
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = run / f"session_{seed}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: cannot be made: {error}", hint="a session needs a folder of its own"
+            ) from error
         self.episodes: list[Episode] = []
         self.metrics: list[dict[str, float]] = []
         self._started = time.monotonic()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from longrein.errors import CheckpointError
+from longrein.errors import CheckpointError, LinkError
 from longrein.lab import checkpoint, plots
 from longrein.lab.actor import Actor
 from longrein.lab.evaluation import evaluate
@@ -53,6 +53,8 @@ class SessionSettings:
     """Training return at which training ends before that; None trains to the end."""
     window: int = 100
     """Episodes, the last ones, whose mean return is held against the target."""
+    checkpoint_every: int = 20_000
+    """Env steps between checkpoints; there is also one at the end, whatever ends it."""
     evaluation_episodes: int = 20
     """Episodes played without noise when training has ended, each on a seed that training never saw."""
 
@@ -227,25 +229,32 @@ def _train(
     actor = Actor(envs, learner.algorithm.policy, seed=seed_of(settings.seed, "environments") // 2, generator=generator)
     last: deque[float] = deque(maxlen=settings.window)
     status: Status = "budget spent"
-    start = records.seconds
-    while actor.env_steps < settings.max_env_steps:
-        for transition in actor.collect(learner.algorithm.rollout_steps):
-            learner.take(transition, actor.env_steps)
+    start, saved = records.seconds, 0
+    try:
+        while actor.env_steps < settings.max_env_steps:
+            for transition in actor.collect(learner.algorithm.rollout_steps):
+                learner.take(transition, actor.env_steps)
+                if stop.is_set():
+                    break
+            episodes = actor.finished()
+            records.add_episodes(episodes)
+            last.extend(episode.return_ for episode in episodes)
+            mean = float(np.mean(last)) if last else float("nan")
+            if on_progress is not None:
+                seconds = records.seconds - start
+                on_progress(Progress(actor.env_steps, seconds, len(records.episodes), mean, learner.version))
             if stop.is_set():
+                status = "interrupted"
                 break
-        episodes = actor.finished()
-        records.add_episodes(episodes)
-        last.extend(episode.return_ for episode in episodes)
-        mean = float(np.mean(last)) if last else float("nan")
-        if on_progress is not None:
-            seconds = records.seconds - start
-            on_progress(Progress(actor.env_steps, seconds, len(records.episodes), mean, learner.version))
-        if stop.is_set():
-            status = "interrupted"
-            break
-        if settings.target is not None and len(last) == settings.window and mean >= settings.target:
-            status = "solved"
-            break
+            if settings.target is not None and len(last) == settings.window and mean >= settings.target:
+                status = "solved"
+                break
+            if actor.env_steps - saved >= settings.checkpoint_every:
+                learner.save(actor.env_steps)
+                saved = actor.env_steps
+    except LinkError:
+        learner.save(actor.env_steps)  # the environments are gone for good, what was learnt from them is not
+        raise
     seconds = records.seconds - start
     learner.save(actor.env_steps)
     return _Outcome(status, actor.env_steps, seconds, float(np.mean(last)) if last else float("nan"), actor.restarts)

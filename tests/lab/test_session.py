@@ -158,6 +158,29 @@ def test_a_session_that_fails_says_so_and_raises(tmp_path: Path) -> None:
     assert "nobody is there" in found["error"]
 
 
+def test_what_was_learnt_outlives_the_environments(tmp_path: Path) -> None:
+    class Gone(gymnasium.vector.VectorWrapper):
+        steps = 0
+
+        def step(self, actions: Any) -> Any:
+            self.steps += 1
+            if self.steps > 100:
+                raise LinkError("gone for good", url="ws://127.0.0.1:1")
+            return self.env.step(actions)
+
+    with pytest.raises(LinkError):
+        run_session(settings(), tmp_path, lambda count: Gone(cartpoles(count)))
+    saved = checkpoint.load(tmp_path / "session_0" / "checkpoint.pt")
+    assert saved["env_steps"] == 400
+    assert saved["version"] == 3
+
+
+def test_a_session_does_not_write_into_another(tmp_path: Path) -> None:
+    run_session(settings(), tmp_path, cartpoles)
+    with pytest.raises(RunError, match="a folder of its own"):
+        run_session(settings(), tmp_path, cartpoles)
+
+
 # ------------------------------------------------------------------------------------------------------------- records
 
 
