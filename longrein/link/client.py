@@ -83,6 +83,7 @@ class Client:
         )
         self._sheet = Sheet()
         self._connection: Connection | None = None
+        self.lines = 0  # how many lines it has had: a descriptor's number may come again with another line
         self._route = ""
         self._closed = False
         self._heard = time.monotonic()
@@ -229,6 +230,7 @@ class Client:
 
     def _open(self, opening: m.Open) -> m.Opened:
         connection = self._dial()
+        connection.route("", opening.lease)  # so that a proxy can keep the lease with its server from the first word on
         try:
             welcome = self._say(connection, m.Hello("", 0, 0, [m.PROTOCOL_VERSION], token=self.link.token), m.Welcome)
             opened = self._say(connection, opening, m.Opened)
@@ -236,6 +238,7 @@ class Client:
             connection.close()
             raise
         self._connection = connection
+        self.lines += 1
         connection.route(opened.route, opening.lease)
         self._route = opened.route
         return replace_fields(opened, limits=dict(welcome.limits))
@@ -284,6 +287,7 @@ class Client:
             connection.close()
             raise
         self._connection = connection
+        self.lines += 1
         self._heard = time.monotonic()
 
     def _repeat(self) -> None:

@@ -301,7 +301,7 @@ class VectorHost(Host):
                 signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
             if infos is None and ends is None and steps is None:
                 reply = m.Stepped(request.lease, request.n, loose, scalars=scalars)
-                return codec.encode(reply, signals + region)
+                return codec.encode(reply, b"".join((signals, region)))
         else:
             signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
         reply = m.Stepped(request.lease, request.n, loose, infos=infos, final=ends, scalars=scalars, steps=steps)

@@ -90,7 +90,7 @@ class Lease:
     opened: m.Opened | None = None  # once the environments are made
     text: bool = False
     queue: deque[tuple[m.Request, bytes, int, float]] = field(default_factory=deque)
-    asked: dict[int, Line] = field(default_factory=dict)  # who waits for which answer, where a line is one request
+    asked: dict[int, list[Line]] = field(default_factory=dict)  # who waits for which answer, where a line is one request
     running: m.Request | None = None
     since: float = 0.0
     told: float = 0.0
@@ -296,7 +296,9 @@ class Server:
                 self._end(lease, f"the environment hung: {text}")
             elif now - max(lease.told, lease.since) >= limits.working_seconds and lease.line is not None:
                 lease.told = now
-                lease.asked.get(request.n, lease.line).send(encode_reply(m.Working(lease.name, request.n, elapsed), lease.text), final=False)
+                waiting = lease.asked.get(request.n)
+                line = waiting[-1] if waiting else lease.line
+                line.send(encode_reply(m.Working(lease.name, request.n, elapsed), lease.text), final=False)
         elif lease.lost is not None and now - lease.lost > limits.lease_ttl:
             self._end(lease, f"the connection was lost for more than {limits.lease_ttl:g} s")
         elif now - lease.seen > limits.idle_seconds:
@@ -347,7 +349,7 @@ class Server:
             now = lease.seen = time.monotonic()
             lease.line = line
             if not line.persistent:
-                lease.asked[request.n] = line
+                lease.asked[request.n] = [line]
             if not code and (type(request) in _SCOPES):
                 code = "" if _SCOPES[type(request)] in lease.principal.scopes else "forbidden"
             if code:
@@ -407,9 +409,13 @@ class Server:
         self._send(lease, n, reply)
 
     def _send(self, lease: Lease, n: int, reply: bytes) -> None:
-        line = lease.asked.pop(n, lease.line) if lease.asked else lease.line
-        if line is None:
-            return
+        if lease.asked:
+            for line in lease.asked.pop(n, ()):  # all of them: HTTP answers a connection's requests in their order
+                self._send_on(lease, line, n, reply)
+        elif lease.line is not None:
+            self._send_on(lease, lease.line, n, reply)
+
+    def _send_on(self, lease: Lease, line: Line, n: int, reply: bytes) -> None:
         try:
             line.send(reply)
         except TooLarge as error:  # a broker's limit: the client must hear of it, not wait
@@ -428,7 +434,7 @@ class Server:
         elif verdict is Verdict.WAIT:
             lease.line = line
             if not line.persistent:
-                lease.asked[request.n] = line
+                lease.asked.setdefault(request.n, []).append(line)
         else:
             expected = lease.ledger.last + 1
             details = {"expected": expected, "epoch": lease.ledger.epoch}

@@ -60,7 +60,7 @@ class Part:
         self.observations: Any = None  # the last batch seen, what a partial reset and a restart answer with
         self.fresh: tuple[Any, Any] | None = None  # after a restart under next-step autoreset: what its reset gave
         self.mending: Future[Any] | None = None
-        self.registered = -1  # the file descriptor that the selector knows
+        self.watched: tuple[Client, int, int] | None = None  # whose line, which of its lines, and its descriptor
 
 
 class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
@@ -358,21 +358,25 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         return [part for part in found if part.asked is not None and part not in others] + others
 
     def _watch(self, part: Part) -> None:
-        handle = part.client.fileno()
-        if part.registered == handle:
+        """Have the selector wait for this lease's line. A closed descriptor's number may have gone to another line."""
+        client = part.client
+        if part.watched is not None and part.watched[:2] == (client, client.lines):
             return
-        if part.registered != -1:
-            self._forget(part)
-        if handle != -1:
-            self._selector.register(handle, selectors.EVENT_READ, part)
-            part.registered = handle
+        self._forget(part)
+        handle = client.fileno()
+        if handle == -1:
+            return
+        stale = self._selector.get_map().get(handle)
+        if stale is not None:
+            self._forget(stale.data)
+        self._selector.register(handle, selectors.EVENT_READ, part)
+        part.watched = client, client.lines, handle
 
     def _forget(self, part: Part) -> None:
-        try:
-            self._selector.unregister(part.registered)
-        except (KeyError, ValueError, OSError):
-            pass  # its socket is closed already
-        part.registered = -1
+        watched, part.watched = part.watched, None
+        key = self._selector.get_map().get(watched[2]) if watched is not None else None
+        if key is not None and key.data is part:
+            self._selector.unregister(key.fd)
 
     def _look(self, part: Part) -> Rows | None:
         """What has come for one lease, if it is its answer. A broken line is mended in a thread, not here."""

@@ -1,0 +1,46 @@
+# Each target sets .venv up by itself when it is missing or older than what it is made from.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.made
+AT ?= websocket
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: setup demo test test-all lint types bench docs clean
+
+setup: $(STAMP)
+
+# torch first and by pip: the pin has a CPU wheel, and whatever is installed after it finds it there.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "longrein needs Python 3.11 or newer; set PYTHON=")'
+	@echo "set-up: .venv by $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@echo "set-up: torch"
+	@$(PIP) install -c constraints.txt torch
+	@echo "set-up: longrein and what its tests need"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/longrein run --at $(AT)
+
+test: setup
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-all: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy longrein
+
+bench: setup
+	$(BIN)/python benchmarks/link.py
+
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
