@@ -49,6 +49,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         self._reward_shape = tuple(opened.reward_shape)
         self._actions = spaces.Layout(self.action_space)
         self._observations = spaces.Layout(self.observation_space)
+        self._short = self._reward_shape == () and not self._actions.loose  # its steps are columns alone
         self.spec = EnvSpec(
             "longrein/Remote-v0",
             entry_point=ENTRY_POINT,
@@ -74,7 +75,15 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         return observation, reply.infos[0] if reply.infos else {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, Info]:
-        return self.step_repeat(action, 1)
+        if not self._short:
+            return self.step_repeat(action, 1)
+        spaces.check(self.action_space, action)
+        region, _ = self._actions.pack((action,))
+        reply, data, offset = self._client.step(region)
+        if reply is not None:
+            return self._moment(reply, data, offset)
+        reward, terminated, truncated = _SIGNALS.unpack_from(data, offset)
+        return self._observations.unpack_one(data, offset + 16, None), reward, terminated, truncated, {}
 
     def step_repeat(self, action: Any, repeat: int) -> tuple[Any, Any, bool, bool, Info]:
         """Apply one action `repeat` times with a single trip: rewards add up, and it stops when the episode ends.
@@ -87,6 +96,13 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             self._client.ask(m.Step, loose, region=region) if repeat == 1
             else self._client.ask(m.Step, loose, None, repeat, region=region)
         )
+        moment = self._moment(reply, data, offset)
+        if repeat != 1:
+            moment[4]["repeats"] = reply.steps[0]
+        return moment
+
+    def _moment(self, reply: Any, data: bytearray, offset: int) -> tuple[Any, Any, bool, bool, Info]:
+        """What a step gave, from its answer."""
         reward: Any
         if self._reward_shape == ():
             reward, terminated, truncated = _SIGNALS.unpack_from(data, offset)
@@ -101,10 +117,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
                 observation = spaces.restore_scalars(self._observations, observation, letters)
             if letter:
                 reward = spaces.scalar_as(reward, letter)
-        info = reply.infos[0] if reply.infos else {}
-        if repeat != 1:
-            info["repeats"] = reply.steps[0]
-        return observation, reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, reply.infos[0] if reply.infos else {}
 
     def render(self) -> Any:
         if self.render_mode is None:

@@ -56,6 +56,10 @@ class Host:
         except Exception as error:
             return encode_reply(self._fault(request, error), text)
 
+    def step_bare(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes:
+        """Answer a Step that is columns alone."""
+        return self.handle(request, data, offset)
+
     def _fault(self, request: m.Request, error: Exception) -> m.Fault:
         if isinstance(error, RequestFault):
             return m.Fault(request.lease, request.n, error.code, str(error), details=error.details)
@@ -175,6 +179,7 @@ class VectorHost(Host):
         self._all = range(adapter.num_envs)
         self._single = adapter.num_envs == 1
         self._last: list[Any] = [None] * adapter.num_envs  # what a partial reset answers for the others
+        self._bare: codec.Bare | None = None
         self._over = [False] * adapter.num_envs  # the episode has ended and no reset came yet
 
     def opened(self) -> dict[str, Any]:
@@ -229,6 +234,30 @@ class VectorHost(Host):
         for index, observation in zip(ids, moment.observations, strict=True):
             self._last[index] = observation
         return self._stepped(request, moment, final, steps, text)
+
+    def step_bare(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes:
+        if not self._single or self._over[0] or self.adapter.reward_shape or self.observations.loose:
+            return self.handle(request, data, offset)
+        try:
+            action = self.actions.unpack_one(data, offset, None)
+            spaces.check(self.adapter.action_space, action)
+            moment = self.adapter.step(self._all, (action,))
+            (observation,), (reward,), (terminated,) = moment.observations, moment.rewards, moment.terminated
+            (truncated,), (info,) = moment.truncated, moment.infos
+            if info or terminated or truncated or type(reward) is not float:
+                final: list[Any] = []
+                self._end(self._all, moment, final)
+                self._last[0] = moment.observations[0]
+                return self._stepped(request, moment, final, None, False)
+            self._last[0] = observation
+            if spaces.scalar_types(self.observations, observation) is not None:
+                return self._stepped(request, moment, [], None, False)
+            region, _ = self.observations.pack((observation,))
+            if self._bare is None:
+                self._bare = codec.Bare(m.Stepped(request.lease, 0))
+            return self._bare.encode(request.n, b"".join((_ONE.pack(reward, False, False), region)))
+        except Exception as error:  # the border to foreign code, as in `handle`
+            return encode_reply(self._fault(request, error), False)
 
     def _actions(self, request: m.Step, data: codec.Buffer, offset: int, n: int, text: bool) -> list[Any]:
         if not text:

@@ -23,12 +23,13 @@ from __future__ import annotations
 import enum
 import secrets
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
 from longrein import errors
 from longrein.errors import LocalProtocolError
+from longrein.link import codec
 from longrein.link import messages as m
 
 REPLY_WINDOW: Final = 4
@@ -166,8 +167,7 @@ class Sheet:
     epoch: int = 1
     n: int = 0
     window: int = REPLY_WINDOW
-    phase: str = "opened"
-    unanswered: dict[int, tuple[m.Request, Any]] = field(default_factory=dict)  # number -> message and its columns
+    unanswered: dict[int, tuple[type[m.Request], bytes]] = field(default_factory=dict)  # by number
 
     def number(self) -> int:
         """The next number. Raises LocalProtocolError when rule 7 forbids another request."""
@@ -179,11 +179,9 @@ class Sheet:
         self.n += 1
         return self.n
 
-    def sent(self, request: m.Request, region: Any) -> None:
+    def sent(self, n: int, kind: type[m.Request], data: bytes) -> None:
         """The request is on its way."""
-        self.unanswered[request.n] = request, region
-        if type(request) is m.Reset:
-            self.phase = "reset"
+        self.unanswered[n] = kind, data
 
     def accept(self, reply: m.Reply, waiting_for: int) -> bool:
         """Whether this is the answer to request `waiting_for`. An answer to an older one is noted and dropped."""
@@ -199,15 +197,13 @@ class Sheet:
         self.epoch += 1
         return self.epoch
 
-    def repeats(self) -> list[tuple[m.Request, Any]]:
+    def repeats(self) -> list[bytes]:
         """What a new line must say again, in order, in the current epoch."""
-        again = []
-        for n in sorted(self.unanswered):
-            request, region = self.unanswered[n]
-            request = replace(request, epoch=self.epoch)
-            self.unanswered[n] = request, region
-            again.append((request, region))
-        return again
+        for n, (kind, data) in self.unanswered.items():
+            request, offset = codec.decode_request(data)
+            if request.epoch != self.epoch:
+                self.unanswered[n] = kind, codec.encode(replace(request, epoch=self.epoch), data[offset:])
+        return [data for _, (_, data) in sorted(self.unanswered.items())]
 
 
 def error_of(fault: m.Fault, url: str) -> errors.Error:

@@ -44,6 +44,9 @@ class Worker(Protocol):
     def run(self, request: m.Request, data: codec.Buffer, offset: int, done: Callable[[bytes], None]) -> bytes | None:
         """Answer one request: at once with the reply's bytes, or later through `done`."""
 
+    def step_now(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes | None:
+        """Answer a Step that is columns alone at once, or None where that would block: `run` it then."""
+
     def close(self) -> None:
         """End the environments. Never blocks."""
 
@@ -80,6 +83,10 @@ class InlineWorker:
         assert self._host is not None
         return self._host.handle(request, data, offset)
 
+    def step_now(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes | None:
+        assert self._host is not None
+        return self._host.step_bare(request, data, offset)
+
     def close(self) -> None:
         host, self._host = self._host, None
         _close(host)
@@ -115,14 +122,8 @@ class ThreadWorker:
     def run(self, request: m.Request, data: codec.Buffer, offset: int, done: Callable[[bytes], None]) -> bytes | None:
         host, kind = self._host, type(request)
         assert host is not None
-        if self._inline and self._measured >= INLINE_AFTER and self._seconds.get(kind, 1.0) < INLINE_SECONDS:
-            started = time.perf_counter()
-            reply = host.handle(request, data, offset)
-            elapsed = time.perf_counter() - started
-            self._seconds[kind] += 0.1 * (elapsed - self._seconds[kind])
-            if elapsed > TOO_SLOW_SECONDS:
-                self._measured = INLINE_AFTER - TOO_SLOW_PAUSE
-            return reply
+        if self._cheap(kind):
+            return self._timed(kind, host.handle, request, data, offset)
         kept = bytes(data)  # the transport's buffer lives no longer than this call
 
         def work() -> None:
@@ -135,6 +136,23 @@ class ThreadWorker:
 
         self._pool.submit(work)
         return None
+
+    def _cheap(self, kind: type[m.Request]) -> bool:
+        return self._inline and self._measured >= INLINE_AFTER and self._seconds.get(kind, 1.0) < INLINE_SECONDS
+
+    def _timed(self, kind: type[m.Request], answer: Callable[..., bytes], *request: Any) -> bytes:
+        started = time.perf_counter()
+        reply = answer(*request)
+        elapsed = time.perf_counter() - started
+        self._seconds[kind] += 0.1 * (elapsed - self._seconds[kind])
+        if elapsed > TOO_SLOW_SECONDS:
+            self._measured = INLINE_AFTER - TOO_SLOW_PAUSE
+        return reply
+
+    def step_now(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes | None:
+        if self._host is None or not self._cheap(m.Step):
+            return None
+        return self._timed(m.Step, self._host.step_bare, request, data, offset)
 
     def close(self) -> None:
         self._closed = True
@@ -195,6 +213,9 @@ class ProcessWorker:
             self._pipe.send_bytes(data)
         except OSError:
             self._loop.call_soon(self._readable)  # it reads the end of the pipe, and says that the process died
+        return None
+
+    def step_now(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes | None:
         return None
 
     def close(self) -> None:

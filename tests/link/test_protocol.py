@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from longrein import errors
+from longrein.link import codec
 from longrein.link import messages as m
 from longrein.link.protocol import FAULTS, NOT_TAKEN, Ledger, Sheet, Verdict, error_of, new_lease_name
 
@@ -83,7 +84,7 @@ def test_sheet_numbers_from_one_and_stops_at_the_window() -> None:
     sheet = Sheet(LEASE)
     for n in range(1, sheet.window + 1):
         assert sheet.number() == n
-        sheet.sent(step(n), b"")
+        sheet.sent(n, m.Step, codec.encode(step(n)))
     with pytest.raises(errors.LocalProtocolError, match="no answer yet"):
         sheet.number()
 
@@ -92,7 +93,7 @@ def test_sheet_drops_answers_to_older_requests_and_other_leases() -> None:
     sheet = Sheet(LEASE)
     for n in (1, 2):
         sheet.number()
-        sheet.sent(step(n), b"")
+        sheet.sent(n, m.Step, codec.encode(step(n)))
     assert not sheet.accept(m.Stepped(LEASE, 1), waiting_for=2)
     assert list(sheet.unanswered) == [2]
     assert not sheet.accept(m.Stepped("another", 2), waiting_for=2)
@@ -104,7 +105,7 @@ def test_sheet_drops_answers_to_older_requests_and_other_leases() -> None:
 def test_a_fault_that_took_nothing_leaves_the_request_open() -> None:
     sheet = Sheet(LEASE)
     sheet.number()
-    sheet.sent(step(1), b"")
+    sheet.sent(1, m.Step, codec.encode(step(1)))
     for code in NOT_TAKEN:
         assert sheet.accept(m.Fault(LEASE, 1, code, ""), waiting_for=1)
         assert list(sheet.unanswered) == [1]
@@ -114,10 +115,14 @@ def test_repeats_come_in_order_and_in_the_new_epoch() -> None:
     sheet = Sheet(LEASE)
     for n in (1, 2, 3):
         sheet.number()
-        sheet.sent(step(n), b"%d" % n)
+        sheet.sent(n, m.Step, codec.encode(step(n), b"region %d" % n))
     sheet.accept(m.Stepped(LEASE, 1), waiting_for=3)
     sheet.next_epoch()
-    assert [(request.n, request.epoch, region) for request, region in sheet.repeats()] == [(2, 2, b"2"), (3, 2, b"3")]
+    repeats = []
+    for data in sheet.repeats():
+        request, offset = codec.decode_request(data)
+        repeats.append((request.n, request.epoch, data[offset:]))
+    assert repeats == [(2, 2, b"region 2"), (3, 2, b"region 3")]
 
 
 def test_lease_names_are_long_and_distinct() -> None:

@@ -59,6 +59,8 @@ class WebSocketConnection:
         self._start = 0
         self._end = len(extra)
         self._buffer[: len(extra)] = extra
+        self._keys = b""
+        self._used = 0
         self._message: bytearray | None = None  # of a message that comes in several frames
         if self._secure:
             sock.settimeout(_WAIT_SECONDS)
@@ -90,7 +92,7 @@ class WebSocketConnection:
             head = struct.pack("!BBQ", 0x80 | kind, mask_bit | 127, length)
         try:
             if self._masks:
-                key = os.urandom(4)
+                key = self._mask_key()
                 self._sock.sendall(b"".join((head, key, _masked(payload, key))))
             elif length < 4096:
                 self._sock.sendall(head + payload)
@@ -98,6 +100,14 @@ class WebSocketConnection:
                 self._sock.sendall(b"".join((head, payload)))
         except OSError as error:
             self._fail(f"sending failed: {error}")
+
+    def _mask_key(self) -> bytes:
+        """Four bytes of the system's randomness, fetched for many frames at once."""
+        if self._used == len(self._keys):
+            self._keys, self._used = os.urandom(4096), 0
+        used = self._used
+        self._used = used + 4
+        return self._keys[used : used + 4]
 
     def receive(self, timeout: float | None) -> bytearray | None:
         deadline = None if timeout is None or timeout == 0 else time.monotonic() + timeout
@@ -148,6 +158,9 @@ class WebSocketConnection:
             if held < 2:
                 return None
             first, second = self._buffer[start], self._buffer[start + 1]
+            if first == 0x82 and second < 126 and held == second + 2 and self._masks and self._message is None:
+                self._start = self._end = 0  # one short whole message, the way of nearly every answer
+                return self._buffer[start + 2 : start + held]
             length, offset = second & 0x7F, 2
             if length == 126:
                 if held < 4:
