@@ -150,14 +150,14 @@ class Client:
             self._bare_epoch = sheet.epoch
             self._bare_step = codec.Bare(m.Step(sheet.lease, sheet.epoch, 0))
         n = sheet.n = sheet.n + 1
-        data = self._bare_step.encode(n, region)
+        word, ask, tell = n.to_bytes(4, "big"), self._bare_step, self._bare_stepped
+        data = b"".join((ask.front, word, ask.back, region))
         sheet.unanswered[n] = m.Step, data
         link = self.link
+        wait = link.silence if link.timeout is None or link.timeout > link.silence else link.timeout
         try:
             connection.send(data)
-            found = connection.receive(
-                link.silence if link.timeout is None or link.timeout > link.silence else link.timeout
-            )
+            found = connection.receive(wait)
         except (ConnectionClosed, TooLarge) as error:
             del sheet.unanswered[n]
             if isinstance(error, TooLarge):
@@ -167,15 +167,14 @@ class Client:
             self._send(n, m.Step, data)
             return self.answer(n)
         if found is not None:
-            if self._bare_stepped.number(found) == n:
+            if found.startswith(tell.front + word + tell.back):
                 del sheet.unanswered[n]
-                return None, found, self._bare_stepped.length
+                return None, found, tell.length
             self._found.append(found)
             self._heard = time.monotonic()
             return self.answer(n)
-        waited = link.silence if link.timeout is None else min(link.silence, link.timeout)
-        self._heard = time.monotonic() - waited
-        return self.answer(n, None if link.timeout is None else link.timeout - waited)
+        self._heard = time.monotonic() - wait
+        return self.answer(n, None if link.timeout is None else link.timeout - wait)
 
     def answer(self, n: int, timeout: float | None = -1) -> Answer:
         """Wait for the answer to request `n`."""
@@ -286,6 +285,7 @@ class Client:
         except BaseException:
             connection.close()
             raise
+        self._connect_options = replace(self._connect_options, instance=welcome.instance if self.link.listen else "")
         self._connection = connection
         self.lines += 1
         connection.route(opened.route, opening.lease)

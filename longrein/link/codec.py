@@ -58,13 +58,13 @@ class Opaque:
 # --------------------------------------------------------------------------------------------------- binary form
 
 
-def encode(message: Request | Reply, region: Buffer = b"") -> bytes:
-    """The binary form: the message as the head, and a region of columns behind it."""
+def encode(message: Request | Reply, *regions: Buffer) -> bytes:
+    """The binary form: the message as the head, and regions of columns behind it, each of a multiple of 8 bytes."""
     head = _encoder.encode(message)
     length = len(head)
-    if not region:
+    if not any(regions):
         return _PREFIX.pack(_MAGIC, PROTOCOL_VERSION, 0, length) + head
-    return b"".join((_PREFIX.pack(_MAGIC, PROTOCOL_VERSION, 0, length), head, _PADDING[length & 7], region))
+    return b"".join((_PREFIX.pack(_MAGIC, PROTOCOL_VERSION, 0, length), head, _PADDING[length & 7], *regions))
 
 
 def decode_request(data: Buffer) -> tuple[AnyRequest, int]:
@@ -80,27 +80,29 @@ def decode_reply(data: Buffer) -> tuple[AnyReply, int]:
 class Bare:
     """A message with nothing in its head but lease, epoch and number: most steps and most of their answers.
 
-    Such a head never changes but for the number, which is written in MessagePack's width of four bytes, so that it is put
-    together and recognised without a parser. It is a message like any other: whoever parses it finds the same.
+    Such a head never changes but for the number, which is written in MessagePack's width of four bytes: the message is
+    `front`, the number as four big-endian bytes, `back` and the columns. So it is put together and recognised without a
+    parser, yet it is a message like any other: whoever parses it finds the same.
     """
 
-    __slots__ = ("_at", "_back", "front", "length")
+    __slots__ = ("at", "back", "front", "length")
 
     def __init__(self, message: m.Step | m.Stepped) -> None:
         whole = encode(replace(message, n=_WIDE), b" ")
-        self._at = whole.index(_WIDE.to_bytes(4, "big"), 8)
-        self.front = whole[: self._at]
-        self._back = whole[self._at + 4 : -1]
+        self.at = whole.index(_WIDE.to_bytes(4, "big"), 8)
+        self.front = whole[: self.at]
+        self.back = whole[self.at + 4 : -1]
         self.length = len(whole) - 1  # where the columns begin
 
     def encode(self, n: int, region: Buffer) -> bytes:
         """The message with this number and these columns."""
-        return b"".join((self.front, n.to_bytes(4, "big"), self._back, region))
+        return b"".join((self.front, n.to_bytes(4, "big"), self.back, region))
 
     def number(self, data: bytes | bytearray) -> int:
         """The number of such a message; -1 for any other."""
-        if data.startswith(self.front) and data.startswith(self._back, self._at + 4):
-            return int.from_bytes(data[self._at : self._at + 4], "big")
+        at = self.at
+        if data.startswith(self.front) and data.startswith(self.back, at + 4):
+            return int.from_bytes(data[at : at + 4], "big")
         return -1
 
 

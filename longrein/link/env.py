@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from longrein.errors import LinkError
@@ -16,6 +17,8 @@ from longrein.link.client import Client, LinkOptions, link_options, listening
 Info = dict[str, Any]
 ENTRY_POINT = "longrein.link.env:RemoteEnv"
 _SIGNALS = struct.Struct("<d2?6x")
+_INT64 = struct.Struct("<q")
+_INTEGERS = (int, np.int64)
 
 
 class RemoteEnv(gymnasium.Env[Any, Any]):
@@ -49,6 +52,10 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         self._reward_shape = tuple(opened.reward_shape)
         self._actions = spaces.Layout(self.action_space)
         self._observations = spaces.Layout(self.observation_space)
+        space = self.action_space
+        self._first, self._count = 0, 0  # of a Discrete action space of the usual dtype
+        if isinstance(space, gymnasium.spaces.Discrete) and space.dtype == np.int64:
+            self._first, self._count = int(space.start), int(space.n)
         self._short = self._reward_shape == () and not self._actions.loose  # its steps are columns alone
         self.spec = EnvSpec(
             "longrein/Remote-v0",
@@ -77,8 +84,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, Info]:
         if not self._short:
             return self.step_repeat(action, 1)
-        spaces.check(self.action_space, action)
-        region, _ = self._actions.pack((action,))
+        if type(action) in _INTEGERS and 0 <= action - self._first < self._count:
+            region: codec.Buffer = _INT64.pack(action)  # what check and pack would give
+        else:
+            spaces.check(self.action_space, action)
+            region, _ = self._actions.pack((action,))
         reply, data, offset = self._client.step(region)
         if reply is not None:
             return self._moment(reply, data, offset)

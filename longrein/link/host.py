@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 
 from longrein.errors import SpaceError
 from longrein.link import codec, spaces
@@ -19,6 +20,7 @@ from longrein.link import messages as m
 from longrein.link.adapters import Adapter, AgentsAdapter, BatchAdapter, Moment, Turn
 
 Info = dict[str, Any]
+_INT64 = struct.Struct("<q")
 _ONE = struct.Struct("<d2?6x")  # the reward and the two flags of one environment, as `pack_signals` lays them out
 _EMPTY: list[Info] = [{}]
 
@@ -56,9 +58,9 @@ class Host:
         except Exception as error:
             return encode_reply(self._fault(request, error), text)
 
-    def step_bare(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes:
+    def step_bare(self, lease: str, n: int, data: codec.Buffer, offset: int) -> bytes:
         """Answer a Step that is columns alone."""
-        return self.handle(request, data, offset)
+        return self.handle(m.Step(lease, 0, n), data, offset)
 
     def _fault(self, request: m.Request, error: Exception) -> m.Fault:
         if isinstance(error, RequestFault):
@@ -138,7 +140,7 @@ def _attribute(thing: Any, name: str) -> Any:
     return thing.get_wrapper_attr(name) if hasattr(thing, "get_wrapper_attr") else getattr(thing, name)
 
 
-def encode_reply(reply: m.Reply, text: bool, region: codec.Buffer = b"", arrays: str = "list") -> bytes:
+def encode_reply(reply: m.Reply, text: bool, *regions: codec.Buffer, arrays: str = "list") -> bytes:
     """The reply in the form of its request; plain values that are still native are made fit to travel."""
     names = _NATIVE.get(type(reply), ())
     values = [getattr(reply, name) for name in names]
@@ -148,7 +150,7 @@ def encode_reply(reply: m.Reply, text: bool, region: codec.Buffer = b"", arrays:
         for name, value in zip(names, values, strict=True):
             fields[name] = fit(value, arrays) if text else fit(value)
         reply = type(reply)(**fields)
-    return codec.encode_json(reply) if text else codec.encode(reply, region)
+    return codec.encode_json(reply) if text else codec.encode(reply, *regions)
 
 
 # Fields that an environment fills freely, and that are made fit for the wire as the last thing before encoding.
@@ -180,6 +182,16 @@ class VectorHost(Host):
         self._single = adapter.num_envs == 1
         self._last: list[Any] = [None] * adapter.num_envs  # what a partial reset answers for the others
         self._bare: codec.Bare | None = None
+        seen, done = adapter.observation_space, adapter.action_space
+        # One environment, a Box to see, numbered actions, a number as reward: the short way of `step_bare` is for these.
+        self._quick = (
+            adapter.num_envs == 1 and not adapter.reward_shape and isinstance(seen, Box)
+            and isinstance(done, Discrete) and done.dtype == np.int64 and not self.observations.loose
+        )
+        if self._quick:
+            self._first, self._count = int(done.start), int(done.n)
+            self._dtype, self._shape = seen.dtype, seen.shape
+            self._padding = bytes(-self.observations.columns[0].nbytes % 8)
         self._over = [False] * adapter.num_envs  # the episode has ended and no reset came yet
 
     def opened(self) -> dict[str, Any]:
@@ -211,7 +223,7 @@ class VectorHost(Host):
         region, loose = self._pack(self._last, text)
         scalars = spaces.scalar_types(self.observations, self._last[0]) if self._single and not text else None
         reply = m.Observed(request.lease, request.n, loose, infos if any(infos) else None, scalars)
-        return encode_reply(reply, text, region, self.arrays)
+        return encode_reply(reply, text, region, arrays=self.arrays)
 
     def _step(self, request: m.Step, data: codec.Buffer, offset: int, text: bool) -> bytes:
         ids: Sequence[int] = self._all if request.ids is None else [self._index(index) for index in request.ids]
@@ -235,29 +247,31 @@ class VectorHost(Host):
             self._last[index] = observation
         return self._stepped(request, moment, final, steps, text)
 
-    def step_bare(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes:
-        if not self._single or self._over[0] or self.adapter.reward_shape or self.observations.loose:
-            return self.handle(request, data, offset)
+    def step_bare(self, lease: str, n: int, data: codec.Buffer, offset: int) -> bytes:
+        if not self._quick or self._over[0]:
+            return self.handle(m.Step(lease, 0, n), data, offset)
         try:
-            action = self.actions.unpack_one(data, offset, None)
-            spaces.check(self.adapter.action_space, action)
-            moment = self.adapter.step(self._all, (action,))
-            (observation,), (reward,), (terminated,) = moment.observations, moment.rewards, moment.terminated
-            (truncated,), (info,) = moment.truncated, moment.infos
-            if info or terminated or truncated or type(reward) is not float:
+            number = _INT64.unpack_from(data, offset)[0]
+            if not 0 <= number - self._first < self._count:
+                return self.handle(m.Step(lease, 0, n), data, offset)
+            observation, reward, terminated, truncated, info = self.adapter.step_one(np.int64(number))
+            self._last[0] = observation
+            if (
+                info or terminated or truncated or type(reward) is not float or type(observation) is not np.ndarray
+                or observation.dtype != self._dtype or observation.shape != self._shape
+            ):
+                moment = Moment([observation], [reward], [terminated], [truncated], [info])
                 final: list[Any] = []
                 self._end(self._all, moment, final)
                 self._last[0] = moment.observations[0]
-                return self._stepped(request, moment, final, None, False)
-            self._last[0] = observation
-            if spaces.scalar_types(self.observations, observation) is not None:
-                return self._stepped(request, moment, [], None, False)
-            region, _ = self.observations.pack((observation,))
+                return self._stepped(m.Step(lease, 0, n), moment, final, None, False)
             if self._bare is None:
-                self._bare = codec.Bare(m.Stepped(request.lease, 0))
-            return self._bare.encode(request.n, b"".join((_ONE.pack(reward, False, False), region)))
+                self._bare = codec.Bare(m.Stepped(lease, 0))
+            bare = self._bare
+            word, signals = n.to_bytes(4, "big"), _ONE.pack(reward, False, False)
+            return b"".join((bare.front, word, bare.back, signals, observation.tobytes(), self._padding))
         except Exception as error:  # the border to foreign code, as in `handle`
-            return encode_reply(self._fault(request, error), False)
+            return encode_reply(self._fault(m.Step(lease, 0, n), error), False)
 
     def _actions(self, request: m.Step, data: codec.Buffer, offset: int, n: int, text: bool) -> list[Any]:
         if not text:
@@ -330,11 +344,11 @@ class VectorHost(Host):
                 signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
             if infos is None and ends is None and steps is None:
                 reply = m.Stepped(request.lease, request.n, loose, scalars=scalars)
-                return codec.encode(reply, b"".join((signals, region)))
+                return codec.encode(reply, signals, region)
         else:
             signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
         reply = m.Stepped(request.lease, request.n, loose, infos=infos, final=ends, scalars=scalars, steps=steps)
-        return encode_reply(reply, False, b"".join((signals, region)))
+        return encode_reply(reply, False, signals, region)
 
     def _scalars(self, moment: Moment) -> str | None:
         letters = spaces.scalar_types(self.observations, moment.observations[0])
@@ -383,7 +397,7 @@ class BatchHost(Host):
         observations, infos = self.adapter.reset(request.seeds, options or None)
         region, loose = self._pack(observations, text)
         reply = m.Observed(request.lease, request.n, loose, infos or None)
-        return encode_reply(reply, text, region, self.arrays)
+        return encode_reply(reply, text, region, arrays=self.arrays)
 
     def _step(self, request: m.Step, data: codec.Buffer, offset: int, text: bool) -> bytes:
         num_envs, space = self.adapter.num_envs, self.adapter.action_space
@@ -410,7 +424,7 @@ class BatchHost(Host):
             return encode_reply(reply, True, arrays=self.arrays)
         signals = codec.pack_signals(now.rewards, now.terminated, now.truncated, self.adapter.reward_shape)
         reply = m.Stepped(request.lease, request.n, loose, infos=now.infos or None)
-        return encode_reply(reply, False, b"".join((signals, region)))
+        return encode_reply(reply, False, signals, region)
 
     def _pack(self, batched: Any, text: bool) -> tuple[Any, Any]:
         space, num_envs = self.adapter.observation_space, self.adapter.num_envs

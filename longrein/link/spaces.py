@@ -13,6 +13,7 @@ import base64
 import binascii
 import math
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -448,6 +449,7 @@ class Column:
 
 _PADDING: Final = tuple(bytes(-length % 8) for length in range(8))
 _INT64: Final = struct.Struct("<q")
+_NATIVE: Final = sys.byteorder == "little"
 _VIEW_BYTES: Final = 4096  # from here on a region is handed on as a view of its array
 
 
@@ -474,6 +476,7 @@ class Layout:
         self._nested = isinstance(space, (spaces.Dict, spaces.Tuple)) and not loose_only
         self._single = columns[0] if len(columns) == 1 and not loose and not self._nested else None
         self._int64 = self._single is not None and isinstance(space, spaces.Discrete) and space.dtype == np.int64
+        self._flat = columns[0].shape[0] if self._single is not None and len(columns[0].shape) == 1 and _NATIVE else 0
         self._scalars = [column for column in columns if isinstance(column.space, spaces.Discrete)]
 
     def describe(self) -> list[dict[str, Plain]]:
@@ -533,6 +536,11 @@ class Layout:
                 return np.int64(_INT64.unpack_from(region, offset)[0])
             except struct.error:
                 raise SpaceError("message", "8 bytes of a number", f"{len(region) - offset} bytes") from None
+        if self._flat:
+            try:
+                return np.frombuffer(region, column.dtype, self._flat, offset)
+            except ValueError:
+                pass  # too short: the long way says how
         array = _view(column, region, offset, 1)
         return array[0] if column.shape else column.space.dtype.type(array[0]) if self._scalars else array.reshape(())
 

@@ -38,13 +38,15 @@ Post = Callable[..., None]  # runs a function on the server's loop: post(functio
 class Worker(Protocol):
     """Runs one lease's environments."""
 
+    quick_seconds: float  # spent in `step_now` since somebody set it to 0
+
     def open(self, make: MakeHost, done: Callable[[Opened], None]) -> None:
         """Make the host; `done` gets what it says of itself, or what it raised."""
 
     def run(self, request: m.Request, data: codec.Buffer, offset: int, done: Callable[[bytes], None]) -> bytes | None:
         """Answer one request: at once with the reply's bytes, or later through `done`."""
 
-    def step_now(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes | None:
+    def step_now(self, lease: str, n: int, data: codec.Buffer, offset: int) -> bytes | None:
         """Answer a Step that is columns alone at once, or None where that would block: `run` it then."""
 
     def close(self) -> None:
@@ -73,6 +75,7 @@ class InlineWorker:
     """In the caller's thread: the memory transport, and whoever asks for it."""
 
     def __init__(self) -> None:
+        self.quick_seconds = 0.0
         self._host: Host | None = None
 
     def open(self, make: MakeHost, done: Callable[[Opened], None]) -> None:
@@ -83,9 +86,9 @@ class InlineWorker:
         assert self._host is not None
         return self._host.handle(request, data, offset)
 
-    def step_now(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes | None:
+    def step_now(self, lease: str, n: int, data: codec.Buffer, offset: int) -> bytes | None:
         assert self._host is not None
-        return self._host.step_bare(request, data, offset)
+        return self._host.step_bare(lease, n, data, offset)
 
     def close(self) -> None:
         host, self._host = self._host, None
@@ -99,12 +102,13 @@ class ThreadWorker:
     """
 
     def __init__(self, post: Post, pool: ThreadPoolExecutor | None, inline: bool) -> None:
+        self.quick_seconds = 0.0
         self._post = post
         self._own = pool is None
         self._pool = pool or ThreadPoolExecutor(1, thread_name_prefix="longrein-lease")
         self._host: Host | None = None
         self._inline = inline
-        self._seconds: dict[type, float] = {}  # a moving average by kind of request
+        self._seconds: dict[type, float] = {m.Step: 1.0}  # a moving average by kind of request
         self._measured = 0
         self._closed = False
 
@@ -123,14 +127,18 @@ class ThreadWorker:
         host, kind = self._host, type(request)
         assert host is not None
         if self._cheap(kind):
-            return self._timed(kind, host.handle, request, data, offset)
+            started = time.perf_counter()
+            reply = host.handle(request, data, offset)
+            self._note(kind, time.perf_counter() - started)
+            return reply
         kept = bytes(data)  # the transport's buffer lives no longer than this call
 
         def work() -> None:
             started = time.perf_counter()
             reply = host.handle(request, kept, offset)
             elapsed = time.perf_counter() - started
-            self._seconds[kind] = elapsed if kind not in self._seconds else 0.9 * self._seconds[kind] + 0.1 * elapsed
+            known = self._seconds.get(kind, 1.0)
+            self._seconds[kind] = elapsed if known == 1.0 else 0.9 * known + 0.1 * elapsed
             self._measured += 1
             self._post(done, reply)
 
@@ -140,19 +148,22 @@ class ThreadWorker:
     def _cheap(self, kind: type[m.Request]) -> bool:
         return self._inline and self._measured >= INLINE_AFTER and self._seconds.get(kind, 1.0) < INLINE_SECONDS
 
-    def _timed(self, kind: type[m.Request], answer: Callable[..., bytes], *request: Any) -> bytes:
-        started = time.perf_counter()
-        reply = answer(*request)
-        elapsed = time.perf_counter() - started
+    def _note(self, kind: type[m.Request], elapsed: float) -> None:
         self._seconds[kind] += 0.1 * (elapsed - self._seconds[kind])
         if elapsed > TOO_SLOW_SECONDS:
             self._measured = INLINE_AFTER - TOO_SLOW_PAUSE
-        return reply
 
-    def step_now(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes | None:
-        if self._host is None or not self._cheap(m.Step):
+    def step_now(self, lease: str, n: int, data: codec.Buffer, offset: int) -> bytes | None:
+        host = self._host
+        if host is None or not self._inline or self._measured < INLINE_AFTER or self._seconds[m.Step] > INLINE_SECONDS:
             return None
-        return self._timed(m.Step, self._host.step_bare, request, data, offset)
+        started = time.perf_counter()
+        reply = host.step_bare(lease, n, data, offset)
+        elapsed = time.perf_counter() - started
+        self.quick_seconds += elapsed
+        if elapsed > INLINE_SECONDS:
+            self._note(m.Step, elapsed)
+        return reply
 
     def close(self) -> None:
         self._closed = True
@@ -170,6 +181,7 @@ class ProcessWorker:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, died: Callable[[int | None], None]) -> None:
+        self.quick_seconds = 0.0
         self._loop = loop
         self._died = died
         context = multiprocessing.get_context("spawn")
@@ -215,7 +227,7 @@ class ProcessWorker:
             self._loop.call_soon(self._readable)  # it reads the end of the pipe, and says that the process died
         return None
 
-    def step_now(self, request: m.Step, data: codec.Buffer, offset: int) -> bytes | None:
+    def step_now(self, lease: str, n: int, data: codec.Buffer, offset: int) -> bytes | None:
         return None
 
     def close(self) -> None:

@@ -63,6 +63,9 @@ class Adapter(Protocol):
     def step(self, ids: Sequence[int], actions: Sequence[Any]) -> Moment:
         """Step the environments `ids`."""
 
+    def step_one(self, action: Any) -> tuple[Any, Any, bool, bool, Info]:
+        """Step the first environment: the shortest way, for the many that serve one."""
+
     def render(self, index: int) -> Any:
         """A frame of one environment, as its render() gives it."""
 

@@ -56,6 +56,7 @@ class EnvAdapter:
         self.metadata = plain_metadata(first.metadata)
         self.spec = spec_of(first)
         self._steps = [env.step for env in self.envs]
+        self.step_one = self._steps[0]
 
     def reset(
         self, ids: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None

@@ -129,6 +129,7 @@ class ConnectOptions:
     credentials: dict[str, str] = field(default_factory=dict)
     token: str | None = None  # sent as a bearer token where the transport has headers
     listen: bool = False  # wait for a system that dials in, rather than dialling
+    instance: str = ""  # wait for this one, whose lease is to be taken up again
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ _WAIT_SECONDS: Final = 0.25  # how long one blocking read waits before deadlines
 _REDIAL_SECONDS: Final = (0.1, 5.0)  # the first pause and the longest
 _CONTINUE, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _BRACE: Final = 0x7B
+_WS_TEXT, _WS_BINARY = WSMsgType.TEXT, WSMsgType.BINARY
+_SHORT_BYTES: Final = 4096
 
 # ---------------------------------------------------------------------------------------------------- the client's half
 
@@ -78,8 +80,20 @@ class WebSocketConnection:
         return self._sock.fileno()
 
     def send(self, message: Buffer) -> None:
-        kind = _TEXT if len(message) and message[0] == _BRACE else _BINARY
-        self._send_frame(kind, message)
+        length = len(message)
+        if 0 < length < 126 and self._masks and message[0] != _BRACE:  # the way of nearly every request
+            used = self._used
+            if used == len(self._keys):
+                self._keys, used = os.urandom(4096), 0
+            self._used = used + 4
+            key = self._keys[used : used + 4]
+            masked = int.from_bytes(message, "little") ^ int.from_bytes((key * 32)[:length], "little")
+            try:
+                self._sock.sendall(bytes((0x82, 0x80 | length)) + key + masked.to_bytes(length, "little"))
+            except OSError as error:
+                self._fail(f"sending failed: {error}")
+            return
+        self._send_frame(_TEXT if length and message[0] == _BRACE else _BINARY, message)
 
     def _send_frame(self, kind: int, payload: Buffer) -> None:
         length = len(payload)
@@ -110,6 +124,10 @@ class WebSocketConnection:
         return self._keys[used : used + 4]
 
     def receive(self, timeout: float | None) -> bytearray | None:
+        if not self._end and not self._secure and (timeout is None or timeout >= _WAIT_SECONDS):
+            message = self._short_message()
+            if message is not None:
+                return message
         deadline = None if timeout is None or timeout == 0 else time.monotonic() + timeout
         while True:
             message = self._next_message()
@@ -118,6 +136,22 @@ class WebSocketConnection:
             if not self._read(timeout if deadline is None else deadline - time.monotonic()):
                 if timeout is not None and (deadline is None or time.monotonic() >= deadline):
                     return None
+
+    def _short_message(self) -> bytearray | None:
+        """One read that brings one short whole message: the way of nearly every answer. Else it is left in the buffer."""
+        buffer = self._buffer
+        try:
+            got = self._sock.recv_into(buffer)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            self._fail(f"reading failed: {error}")
+        if got == 0:
+            self._fail("the other end closed the connection")
+        if got > 2 and buffer[0] == 0x82 and buffer[1] == got - 2 < 126 and self._masks and self._message is None:
+            return buffer[2:got]
+        self._end = got
+        return None
 
     def _read(self, wait: float | None) -> bool:
         """Read once into the buffer; False when nothing came within `wait` or the kernel's own wait."""
@@ -158,9 +192,6 @@ class WebSocketConnection:
             if held < 2:
                 return None
             first, second = self._buffer[start], self._buffer[start + 1]
-            if first == 0x82 and second < 126 and held == second + 2 and self._masks and self._message is None:
-                self._start = self._end = 0  # one short whole message, the way of nearly every answer
-                return self._buffer[start + 2 : start + held]
             length, offset = second & 0x7F, 2
             if length == 126:
                 if held < 4:
@@ -394,6 +425,7 @@ class _Line(WSListener):
     def __init__(self, owner: _Lines, peer: Peer) -> None:
         self.peer = peer
         self._owner = owner
+        self._received = owner.handler.received
         self._transport: WSTransport | None = None
         self._parts: list[bytes] | None = None  # of a message that comes in several frames
         self._size = 0
@@ -404,7 +436,7 @@ class _Line(WSListener):
     def send(self, message: Buffer, *, final: bool = True) -> None:
         transport = self._transport
         if transport is not None:
-            transport.send(WSMsgType.TEXT if message[0] == _BRACE else WSMsgType.BINARY, message)
+            transport.send(_WS_TEXT if message[0] == _BRACE else _WS_BINARY, message)
 
     def close(self, reason: str = "") -> None:
         if self._transport is not None:
@@ -423,8 +455,11 @@ class _Line(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: picows.WSFrame) -> None:
         kind = frame.msg_type
-        if kind is WSMsgType.BINARY and frame.fin and self._parts is None:
-            self._owner.handler.received(self, frame.get_payload_as_memoryview())
+        if kind is _WS_BINARY and frame.fin and self._parts is None:
+            if frame.payload_size < _SHORT_BYTES:  # bytes are quicker to look into than a view
+                self._received(self, frame.get_payload_as_bytes())
+            else:
+                self._received(self, frame.get_payload_as_memoryview())
         elif kind in (WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION):
             self._fragment(transport, frame)
         elif kind is WSMsgType.CLOSE:
@@ -665,7 +700,6 @@ class _Hub:
         self.address = address
         self._lock = threading.Lock()
         self._waiting: deque[tuple[str, socket.socket, bytes]] = deque()
-        self._bound: set[str] = set()  # instances that a connection of ours has had
         try:
             if address.scheme == "ws+unix":
                 self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -681,7 +715,7 @@ class _Hub:
         """The next system that dials in. Raises LinkTimeout when none does."""
         deadline = time.monotonic() + options.timeout
         with self._lock:
-            while not self._waiting:
+            while (found := self._wanted(options.instance)) is None:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise LinkTimeout(f"no system dialled in within {options.timeout:g} s", seconds=options.timeout,
@@ -692,8 +726,15 @@ class _Hub:
                 except TimeoutError:
                     continue
                 self._greet(sock, options)
-            _, sock, extra = self._waiting.popleft()
+            self._waiting.remove(found)
+            _, sock, extra = found
         return WebSocketConnection(sock, self.address.url, options.max_message_bytes, masks=False, extra=extra)
+
+    def _wanted(self, instance: str) -> tuple[str, socket.socket, bytes] | None:
+        """The system that waited longest, or the latest line of the one that is wanted."""
+        if not instance:
+            return self._waiting[0] if self._waiting else None
+        return next((one for one in reversed(self._waiting) if one[0] == instance), None)
 
     def _greet(self, sock: socket.socket, options: ConnectOptions) -> None:
         """The server's side of the handshake (RFC 6455 section 4.2); a stranger is sent away."""
