@@ -25,7 +25,7 @@ def main(url: str, num_envs: int = 8, env_steps: int = 100_000, seed: int = 0) -
     envs = longrein.connect_vec(url, num_envs=num_envs, autoreset="same_step")
     config = Config(
         rollout_steps=32, epochs=10, gamma=0.98, lambda_=0.9,
-        lr=Linear(2e-3, 0.0, env_steps), clip=Linear(0.2, 0.0, env_steps),
+        lr=Linear(2e-3, 2e-4, 70_000), clip=Linear(0.2, 0.1, 70_000),
     )  # fmt: skip
     ppo = PPO(config, envs.single_observation_space, envs.single_action_space, seed)
     policy, rollout = ppo.policy, Rollout(config.rollout_steps)
