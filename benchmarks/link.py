@@ -115,7 +115,9 @@ class Floor:
 def served(factory: str, *at: str, extra: tuple[str, ...] = ()) -> Iterator[tuple[list[str], psutil.Process]]:
     """A server process for one of the null environments; the URLs at which it really listens."""
     command = [sys.executable, "-m", "longrein.cli", "serve", f"{HERE / 'null_envs.py'}:{factory}", "--quiet", *extra]
-    process = subprocess.Popen([*command, *(word for url in at for word in ("--at", url))], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *(word for url in at for word in ("--at", url))], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         urls = [process.stdout.readline().split()[-1] for _ in at]
@@ -135,7 +137,9 @@ def peer(name: str, size: int = 4) -> Iterator[Rate]:
     """A peer's server and client, each in a process of the peer's virtual environment."""
     python, script, port = PEERS / name / "bin" / "python", HERE / "peers" / f"{name}_null.py", free_port()
     words = [str(python), str(script)]
-    server = subprocess.Popen([*words, "serve", str(port), str(size)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [*words, "serve", str(port), str(size)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     client = None
     try:
         deadline = time.monotonic() + 60
@@ -143,8 +147,11 @@ def peer(name: str, size: int = 4) -> Iterator[Rate]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
                 break
             time.sleep(0.1)
-        client = subprocess.Popen([*words, "step", str(port), str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert client.stdin is not None and client.stdout is not None
+        client = subprocess.Popen(
+            [*words, "step", str(port), str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert client.stdin is not None
+        assert client.stdout is not None
         if client.stdout.readline().strip() != "ready":
             raise RuntimeError(f"the peer {name} did not start")
 
@@ -253,11 +260,27 @@ def single(floor: Floor, seconds: float, rounds: int, peers: bool, tell: Callabl
             Row("unix socket, one client", found["unix"], "steps/s", "WebSocket", found["unix"] / ws, 1.2),
             Row("HTTP, one client", found["http"], "steps/s", "floor", found["http"] / floor_rate, 0.4),
             Row("NATS, one client", found["nats"], "steps/s", "floor", found["nats"] / floor_rate, 0.12),
-            Row("64 environments, one lease", found["vector of 64"], "env steps/s", "WebSocket", found["vector of 64"] / ws, 20),
+            Row(
+                "64 environments, one lease",
+                found["vector of 64"],
+                "env steps/s",
+                "WebSocket",
+                found["vector of 64"] / ws,
+                20,
+            ),
         ]
         for name, target in (("OpenEnv", 10), ("dm_env_rpc", 10), ("AsyncVectorEnv(1)", 2)):
             if name in found:
-                rows.append(Row(f"WebSocket beside {name}", ws, "steps/s", f"{name}: {found[name]:,.0f}", ws / found[name], target))
+                rows.append(
+                    Row(
+                        f"WebSocket beside {name}",
+                        ws,
+                        "steps/s",
+                        f"{name}: {found[name]:,.0f}",
+                        ws / found[name],
+                        target,
+                    )
+                )
         return rows
 
 
@@ -270,9 +293,10 @@ def _tiny() -> Any:
 
 def many_leases(floor: Floor, seconds: float, rounds: int, peers: bool, tell: Callable[[], None]) -> list[Row]:
     """32 leases from one client process, each sent on as soon as it is ready."""
-    with served("tiny", "ws://127.0.0.1:0") as (urls, _), contextlib.closing(
-        longrein.connect_vec(urls[0], num_envs=32, envs_per_lease=1)
-    ) as env:
+    with (
+        served("tiny", "ws://127.0.0.1:0") as (urls, _),
+        contextlib.closing(longrein.connect_vec(urls[0], num_envs=32, envs_per_lease=1)) as env,
+    ):
         env.reset(seed=0)
         found = medians({"floor": floor.rate, "leases": as_ready(env, 8)}, seconds, rounds, tell)
     ratio = found["leases"] / found["floor"]
@@ -296,19 +320,38 @@ def pixels(floor: Floor, seconds: float, rounds: int, peers: bool, tell: Callabl
         rows = [Row("8 x 84x84x4 uint8", found["link"] * scale, "MB/s", "floor", found["link"] / found["floor"], 0.5)]
         if peers:
             each = 8 * found["link"]
-            rows.append(Row("84x84x4 beside OpenEnv", each, "env steps/s", f"OpenEnv: {found['OpenEnv']:,.1f}", each / found["OpenEnv"], 200))
+            rows.append(
+                Row(
+                    "84x84x4 beside OpenEnv",
+                    each,
+                    "env steps/s",
+                    f"OpenEnv: {found['OpenEnv']:,.1f}",
+                    each / found["OpenEnv"],
+                    200,
+                )
+            )
         return rows
 
 
 def first_ready(floor: Floor, seconds: float, rounds: int, peers: bool, tell: Callable[[], None]) -> list[Row]:
     """64 leases, one in ten environments 20 times slower: the first 16 that are ready, against waiting for all."""
-    with served("slow_some", "ws://127.0.0.1:0") as (urls, _), contextlib.closing(
-        longrein.connect_vec(urls[0], num_envs=64, envs_per_lease=1)
-    ) as env:
+    with (
+        served("slow_some", "ws://127.0.0.1:0") as (urls, _),
+        contextlib.closing(longrein.connect_vec(urls[0], num_envs=64, envs_per_lease=1)) as env,
+    ):
         env.reset(seed=0)
         rates = {"all": steps_of(env, np.ones(64, np.int64), 64), "first": as_ready(env, 16)}
         found = medians(rates, max(seconds, 1.0), rounds, tell)
-    return [Row("recv(min_ready=16) of 64", found["first"], "env steps/s", f"all: {found['all']:,.0f}", found["first"] / found["all"], 4)]
+    return [
+        Row(
+            "recv(min_ready=16) of 64",
+            found["first"],
+            "env steps/s",
+            f"all: {found['all']:,.0f}",
+            found["first"] / found["all"],
+            4,
+        )
+    ]
 
 
 def memory(floor: Floor, seconds: float, rounds: int, peers: bool, tell: Callable[[], None]) -> list[Row]:
@@ -353,8 +396,15 @@ def main(
         floor.close()
     table = Table("case", "rate", "unit", "against", "ratio", "target", "met")
     for row in rows:
-        table.add_row(row.case, f"{row.rate:,.0f}", row.unit, row.against, f"{row.ratio:.2f}", f"{row.target:g}",
-                      "[green]yes[/]" if row.met else "[red]no[/]")
+        table.add_row(
+            row.case,
+            f"{row.rate:,.0f}",
+            row.unit,
+            row.against,
+            f"{row.ratio:.2f}",
+            f"{row.target:g}",
+            "[green]yes[/]" if row.met else "[red]no[/]",
+        )
     Console(width=130).print(table)
     if out is not None:
         about = {"date": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "cores": os.cpu_count()}

@@ -13,23 +13,38 @@ import typer
 from longrein.errors import Error, SpecError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="Reinforcement learning on environments that live elsewhere.",
 )
 
-TokenFile = Annotated[Path | None, typer.Option(help="File with the token; tokens with scopes, a line each, for serve.")]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File with the token; tokens with scopes, a line each, for serve.")
+]
 CaFile = Annotated[Path | None, typer.Option(help="File of the authority that signed the server's certificate.")]
-EnvNames = Annotated[list[str], typer.Argument(metavar="ENV...", help="An id (CartPole-v1, ALE/Pong-v5, module:Id-v0) "
-                                                                   "or a function (file.py:factory).")]
+EnvNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ENV...", help="An id (CartPole-v1, ALE/Pong-v5, module:Id-v0) or a function (file.py:factory)."
+    ),
+]
 
 
 @app.command()
 def serve(
     env: EnvNames,
-    at: Annotated[list[str] | None, typer.Option(help="URL to listen at; port 0 takes a free one. May be repeated.")] = None,
+    at: Annotated[
+        list[str] | None, typer.Option(help="URL to listen at; port 0 takes a free one. May be repeated.")
+    ] = None,
     dial: Annotated[list[str] | None, typer.Option(help="URL of a trainer that waits, to dial out to.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="key=value for the environments' makers, fixed here.")] = None,
-    allow_option: Annotated[list[str] | None, typer.Option(help="An option that clients may pass; * allows all.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="key=value for the environments' makers, fixed here.")
+    ] = None,
+    allow_option: Annotated[
+        list[str] | None, typer.Option(help="An option that clients may pass; * allows all.")
+    ] = None,
     num_envs: Annotated[int, typer.Option(help="Most environments that one lease may hold.")] = 4096,
     max_leases: Annotated[int, typer.Option(help="Most leases at once.")] = 1024,
     lease_ttl: Annotated[float, typer.Option(help="Seconds that a lease outlives its lost connection.")] = 60.0,
@@ -41,9 +56,13 @@ def serve(
     insecure: Annotated[bool, typer.Option(help="Listen beyond this machine without a token.")] = False,
     certificate: Annotated[Path | None, typer.Option(help="Certificate for wss:// and https://.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
-    client_ca: Annotated[Path | None, typer.Option(help="Take only clients whose certificate this authority signed.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="Take only clients whose certificate this authority signed.")
+    ] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="Origin of web pages that may connect.")] = None,
-    credentials: Annotated[Path | None, typer.Option(help="JSON file with a broker's user, password, token, ...")] = None,
+    credentials: Annotated[
+        Path | None, typer.Option(help="JSON file with a broker's user, password, token, ...")
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="Only warnings.")] = False,
 ) -> None:
     """Serve environments. What is named here is what clients may open, and nothing else."""
@@ -52,9 +71,19 @@ def serve(
     _log_to_stderr(logging.WARNING if quiet else logging.INFO)
     limits = Limits(max_message_mb * 2**20, max_leases, max_leases, num_envs, lease_ttl, idle, step_timeout)
     server = Server(
-        env, at=at or (() if dial else ["ws://127.0.0.1:5000"]), dial=dial or (), options=_pairs(option or []),
-        allow_options=allow_option or (), token_file=token_file, insecure=insecure, certificate=certificate, key=key,
-        client_ca=client_ca, allowed_origins=allow_origin or (), workers=workers, limits=limits,
+        env,
+        at=at or (() if dial else ["ws://127.0.0.1:5000"]),
+        dial=dial or (),
+        options=_pairs(option or []),
+        allow_options=allow_option or (),
+        token_file=token_file,
+        insecure=insecure,
+        certificate=certificate,
+        key=key,
+        client_ca=client_ca,
+        allowed_origins=allow_origin or (),
+        workers=workers,
+        limits=limits,
         credentials=_json_file(credentials),
     )
     with server:
@@ -104,7 +133,9 @@ def run(
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("longrein"):
             raise
-        raise SpecError("run", f"training needs the package {error.name!r}", hint="pip install 'longrein[lab]'") from None
+        raise SpecError(
+            "run", f"training needs the package {error.name!r}", hint="pip install 'longrein[lab]'"
+        ) from None
     result = run_demo(at, max_env_steps=env_steps, seed=seed, data=str(data))
     raise typer.Exit(0 if result.solved else 1)
 

@@ -116,7 +116,14 @@ class RemoteEnvError(LinkError):
     """The far environment raised. `applied` tells whether it may have stepped; None where nobody knows."""
 
     def __init__(
-        self, message: str, *, type: str, traceback: str = "", applied: bool | None = None, url: str = "", hint: str = ""
+        self,
+        message: str,
+        *,
+        type: str,
+        traceback: str = "",
+        applied: bool | None = None,
+        url: str = "",
+        hint: str = "",
     ) -> None:
         text = f"the far environment raised {type}: {message}"
         super().__init__(f"{text}\n--- far side ---\n{traceback.rstrip()}" if traceback else text, url=url, hint=hint)

@@ -17,7 +17,7 @@ ACTION, OBSERVATION, REWARD = 1, 1, 2
 class NullService(dm_env_rpc_pb2_grpc.EnvironmentServicer):
     """The shortest honest answer to each message of the protocol."""
 
-    def Process(self, requests, context):  # noqa: N802  # the name of the protocol
+    def Process(self, requests, context):  # the name of the protocol
         observation = np.zeros(4, np.float32)
         for request in requests:
             response = dm_env_rpc_pb2.EnvironmentResponse()
@@ -29,7 +29,9 @@ class NullService(dm_env_rpc_pb2_grpc.EnvironmentServicer):
                     response.step.observations[uid].CopyFrom(tensor_utils.pack_tensor(value))
             elif kind == "join_world":
                 specs = response.join_world.specs
-                specs.actions[ACTION].CopyFrom(dm_env_rpc_pb2.TensorSpec(name="move", dtype=dm_env_rpc_pb2.DataType.INT32))
+                specs.actions[ACTION].CopyFrom(
+                    dm_env_rpc_pb2.TensorSpec(name="move", dtype=dm_env_rpc_pb2.DataType.INT32)
+                )
                 specs.observations[OBSERVATION].CopyFrom(
                     dm_env_rpc_pb2.TensorSpec(name="values", shape=[4], dtype=dm_env_rpc_pb2.DataType.FLOAT)
                 )

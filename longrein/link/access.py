@@ -36,8 +36,11 @@ class Tokens:
                 raise SpecError(f"token of {principal.name}", f"shorter than {MIN_TOKEN_CHARS} characters")
             unknown = principal.scopes - SCOPES
             if unknown:
-                raise SpecError(f"token of {principal.name}", f"no such scope: {sorted(unknown)[0]!r}",
-                                hint=f"scopes: {', '.join(sorted(SCOPES))}")
+                raise SpecError(
+                    f"token of {principal.name}",
+                    f"no such scope: {sorted(unknown)[0]!r}",
+                    hint=f"scopes: {', '.join(sorted(SCOPES))}",
+                )
 
     def __bool__(self) -> bool:
         return bool(self._tokens)

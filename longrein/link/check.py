@@ -1,4 +1,4 @@
-"""The examiner: is what a server serves an honest environment, and how quick is the line? It only uses the front door."""
+"""The examiner: is what a server serves an honest environment, and how quick is the line? It uses the front door."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def _steps(env: RemoteEnv, steps: int, url: str, options: dict[str, Any]) -> str
     ends = cuts = 0
     for number in range(steps):
         observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-        _demand(observation in env.observation_space, f"observation {number} is outside its space: {observation!r}"[:300])
+        _demand(
+            observation in env.observation_space, f"observation {number} is outside its space: {observation!r}"[:300]
+        )
         _demand(bool(np.all(np.isfinite(reward))), f"reward {number} is {reward}")
         if terminated or truncated:
             ends, cuts = ends + terminated, cuts + truncated
@@ -141,10 +143,14 @@ def _autoreset(env: RemoteEnv, steps: int, url: str, options: dict[str, Any]) ->
                 ended = terminated | truncated
                 if ended.any():
                     if mode == "same_step":
-                        _demand("final_obs" in infos, "an episode ended under same-step autoreset without its final_obs")
+                        _demand(
+                            "final_obs" in infos, "an episode ended under same-step autoreset without its final_obs"
+                        )
                     else:
                         _, reward, *_ = vec.step(vec.action_space.sample())
-                        _demand(not np.any(reward[ended]), "the step after an end under next-step autoreset had a reward")
+                        _demand(
+                            not np.any(reward[ended]), "the step after an end under next-step autoreset had a reward"
+                        )
                     seen.append(mode)
                     break
         finally:
@@ -156,7 +162,7 @@ def _errors(env: RemoteEnv, steps: int, url: str, options: dict[str, Any]) -> st
     env.reset(seed=6)
     space = env.action_space
     if isinstance(space, Discrete):
-        wrong: Any = int(space.start + space.n)
+        wrong: Any = int(space.start) + int(space.n)
     elif isinstance(space, Box):
         wrong = np.full((*space.shape, 2), 0, space.dtype)
     else:

@@ -19,7 +19,6 @@ from longrein.errors import (
     ConnectError,
     ConnectionClosed,
     Error,
-    LeaseLost,
     LinkError,
     LinkTimeout,
     RemoteProtocolError,
@@ -72,8 +71,13 @@ class Client:
     """
 
     def __init__(
-        self, url: str, *, env_options: Mapping[str, Any] | None = None, num_envs: int = 1,
-        autoreset: str = "disabled", link: LinkOptions | None = None,
+        self,
+        url: str,
+        *,
+        env_options: Mapping[str, Any] | None = None,
+        num_envs: int = 1,
+        autoreset: str = "disabled",
+        link: LinkOptions | None = None,
     ) -> None:
         self.url = url
         self.link = link or LinkOptions()
@@ -81,8 +85,11 @@ class Client:
         context = tls_context(self._address, self.link)
         self._connect_options = ConnectOptions(
             timeout=min(self.link.wait, 10.0) if not self.link.listen else self.link.wait,
-            max_message_bytes=self.link.max_message_bytes, ssl_context=context,
-            credentials=dict(self.link.credentials), token=self.link.token, listen=self.link.listen,
+            max_message_bytes=self.link.max_message_bytes,
+            ssl_context=context,
+            credentials=dict(self.link.credentials),
+            token=self.link.token,
+            listen=self.link.listen,
         )
         self._sheet = Sheet()
         self._found: deque[bytearray] = deque()  # messages that were received before anybody read them
@@ -105,7 +112,9 @@ class Client:
 
     # ------------------------------------------------------------------------------------------------- one request
 
-    def ask(self, kind: type[m.Request], *fields: Any, region: codec.Buffer = b"", timeout: float | None = -1) -> Answer:
+    def ask(
+        self, kind: type[m.Request], *fields: Any, region: codec.Buffer = b"", timeout: float | None = -1
+    ) -> Answer:
         """Send one request and wait for its answer. Raises what the far side's Fault stands for, LinkTimeout,
         LeaseLost when the environments are gone, ConnectError when the server cannot be reached any more."""
         return self.answer(self.post(kind, *fields, region=region), timeout)
@@ -263,11 +272,14 @@ class Client:
     def _too_late(self, n: int, seconds: float) -> LinkTimeout:
         silent = time.monotonic() - self._heard
         at_work = (
-            f"the server is still at it, for {self._working:.1f} s" if self._working is not None
+            f"the server is still at it, for {self._working:.1f} s"
+            if self._working is not None
             else f"no word from the server for {silent:.1f} s"
         )
         return LinkTimeout(
-            f"no answer to request {n} within {seconds:g} s; {at_work}", seconds=seconds, url=self.url,
+            f"no answer to request {n} within {seconds:g} s; {at_work}",
+            seconds=seconds,
+            url=self.url,
             hint="the lease is still held: go on, or give a longer timeout=",
         )
 
@@ -290,7 +302,8 @@ class Client:
         self.lines += 1
         connection.route(opened.route, opening.lease)
         self._route = opened.route
-        return replace_fields(opened, limits=dict(welcome.limits))
+        replaced: m.Opened = replace_fields(opened, limits=dict(welcome.limits))
+        return replaced
 
     def _dial(self) -> Connection:
         return self._transport.load().connect(self._address, self._connect_options)
@@ -311,7 +324,7 @@ class Client:
                 continue
             reply, _ = codec.decode_reply(data)
             if type(reply) is wanted and reply.lease == request.lease:
-                if wanted is not m.Opened or reply.epoch == request.epoch:
+                if not isinstance(reply, m.Opened) or reply.epoch == request.epoch:
                     return reply
             elif type(reply) is m.Fault and reply.lease in (request.lease, ""):
                 raise self._error(reply)
@@ -437,4 +450,3 @@ def listening(url: str, link: LinkOptions) -> tuple[str, LinkOptions]:
     """ws+listen://... is ws://... with `listen` on."""
     scheme, separator, rest = url.partition("+listen://")
     return (f"{scheme}://{rest}", replace(link, listen=True)) if separator else (url, link)
-

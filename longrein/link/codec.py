@@ -194,7 +194,9 @@ def _from_json(data: Buffer, types: dict[str, type[Request | Reply]]) -> Request
     defaults = _defaults(type_)
     unknown = fields.keys() - set(type_.__struct_fields__)
     if unknown:
-        raise RemoteProtocolError(f"a {kind} has no {sorted(unknown)[0]!r}; it has {', '.join(type_.__struct_fields__)}")
+        raise RemoteProtocolError(
+            f"a {kind} has no {sorted(unknown)[0]!r}; it has {', '.join(type_.__struct_fields__)}"
+        )
     values = []
     for name in type_.__struct_fields__:
         if name not in fields and name not in defaults:
@@ -214,7 +216,11 @@ def jsonable(value: Any, arrays: str = "list") -> Any:
             return float(value) if math.isfinite(value) else _spell(float(value))
         case np.ndarray() if value.dtype != object and arrays == "base64":
             little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-            return {"dtype": little.dtype.str, "shape": list(value.shape), "base64": base64.b64encode(little).decode()}
+            return {
+                "dtype": little.dtype.str,
+                "shape": list(value.shape),
+                "base64": base64.b64encode(little.tobytes()).decode(),
+            }
         case np.ndarray() | np.generic():
             return jsonable(value.tolist(), arrays)
         case dict():
@@ -257,9 +263,14 @@ def wrap(value: Any) -> Plain:
         return _extend(value)
     if isinstance(value, (set, frozenset)):
         return _nest(SET, [wrap(item) for item in value])
-    for plain in (bool, int, float, str, bytes):
-        if isinstance(value, plain):
-            return wrap(plain(value))
+    if isinstance(value, int):
+        return wrap(int(value))
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bytes):
+        return bytes(value)
     return _extend(value)
 
 
@@ -318,7 +329,7 @@ def _restore(code: int, data: memoryview) -> Any:
     if code == SET:
         return set(_items(data))
     if code == PAIRS:
-        return {key: item for key, item in _items(data)}
+        return dict(_items(data))
     if code == BIGINT:
         return int(bytes(data), 16)
     if code == COMPLEX:

@@ -1,4 +1,4 @@
-"""A far environment as a `gymnasium.Env`. Knows spaces and Gymnasium's contract; lines and retries it leaves to client."""
+"""A far environment as a `gymnasium.Env`. Knows spaces and Gymnasium's contract; lines it leaves to client."""
 
 from __future__ import annotations
 
@@ -38,12 +38,18 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         opened = client.opened
         if opened.kind != "vector":
             client.close()
-            raise LinkError(f"a PettingZoo environment ({opened.kind}) is served here", url=url,
-                            hint=f"use longrein.connect_{opened.kind}(url)")
+            raise LinkError(
+                f"a PettingZoo environment ({opened.kind}) is served here",
+                url=url,
+                hint=f"use longrein.connect_{opened.kind}(url)",
+            )
         if opened.num_envs != 1:
             client.close()
-            raise LinkError(f"a vector environment of {opened.num_envs} is served here", url=url,
-                            hint="use longrein.connect_vec(url, num_envs=...)")
+            raise LinkError(
+                f"a vector environment of {opened.num_envs} is served here",
+                url=url,
+                hint="use longrein.connect_vec(url, num_envs=...)",
+            )
         self.observation_space = spaces.space_from(opened.observation_space)
         self.action_space = spaces.space_from(opened.action_space)
         self.metadata = dict(opened.metadata)
@@ -103,7 +109,8 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         spaces.check(self.action_space, action)
         region, loose = self._actions.pack((action,))
         reply, data, offset = (
-            self._client.ask(m.Step, loose, region=region) if repeat == 1
+            self._client.ask(m.Step, loose, region=region)
+            if repeat == 1
             else self._client.ask(m.Step, loose, None, repeat, region=region)
         )
         moment = self._moment(reply, data, offset)
@@ -172,4 +179,3 @@ def connect(url: str, **options: Any) -> RemoteEnv:
     options: those of `LinkOptions` (timeout, wait, token, ...); all others go to the environment's maker.
     """
     return RemoteEnv(url, **options)
-

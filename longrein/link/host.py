@@ -145,10 +145,9 @@ def encode_reply(reply: m.Reply, text: bool, *regions: codec.Buffer, arrays: str
     names = _NATIVE.get(type(reply), ())
     values = [getattr(reply, name) for name in names]
     if any(value is not None for value in values):
-        fit = codec.jsonable if text else codec.wrap
         fields = {name: getattr(reply, name) for name in reply.__struct_fields__}
         for name, value in zip(names, values, strict=True):
-            fields[name] = fit(value, arrays) if text else fit(value)
+            fields[name] = codec.jsonable(value, arrays) if text else codec.wrap(value)
         reply = type(reply)(**fields)
     return codec.encode_json(reply) if text else codec.encode(reply, *regions)
 
@@ -183,13 +182,17 @@ class VectorHost(Host):
         self._last: list[Any] = [None] * adapter.num_envs  # what a partial reset answers for the others
         self._bare: codec.Bare | None = None
         seen, done = adapter.observation_space, adapter.action_space
-        # One environment, a Box to see, numbered actions, a number as reward: the short way of `step_bare` is for these.
+        # One environment, a Box to see, numbered actions, a number as reward: `step_bare` has a short way for these.
         self._quick = (
-            adapter.num_envs == 1 and not adapter.reward_shape and isinstance(seen, Box)
-            and isinstance(done, Discrete) and done.dtype == np.int64 and not self.observations.loose
+            adapter.num_envs == 1
+            and not adapter.reward_shape
+            and isinstance(seen, Box)
+            and isinstance(done, Discrete)
+            and done.dtype == np.int64
+            and not self.observations.loose
         )
         if self._quick:
-            self._first, self._count = int(done.start), int(done.n)
+            self._first, self._count = int(done.start), int(done.n)  # type: ignore[attr-defined]  # a Discrete
             self._dtype, self._shape = seen.dtype, seen.shape
             self._padding = bytes(-self.observations.columns[0].nbytes % 8)
         self._over = [False] * adapter.num_envs  # the episode has ended and no reset came yet
@@ -239,7 +242,9 @@ class VectorHost(Host):
                 path = "action" if self._single else f"action[{position}]"
                 spaces.check(self.adapter.action_space, actions[position], path)
         if self._single and request.repeat == 1 and not self._over[0]:
-            moment, final, steps = self.adapter.step(ids, actions), [], None
+            moment = self.adapter.step(ids, actions)
+            final: list[Any] = []
+            steps: list[int] | None = None
             self._end(ids, moment, final)
         else:
             moment, final, steps = self._advance(ids, actions, request.repeat)
@@ -257,8 +262,13 @@ class VectorHost(Host):
             observation, reward, terminated, truncated, info = self.adapter.step_one(np.int64(number))
             self._last[0] = observation
             if (
-                info or terminated or truncated or type(reward) is not float or type(observation) is not np.ndarray
-                or observation.dtype != self._dtype or observation.shape != self._shape
+                info
+                or terminated
+                or truncated
+                or type(reward) is not float
+                or type(observation) is not np.ndarray
+                or observation.dtype != self._dtype
+                or observation.shape != self._shape
             ):
                 moment = Moment([observation], [reward], [terminated], [truncated], [info])
                 final: list[Any] = []
@@ -281,7 +291,9 @@ class VectorHost(Host):
             raise SpaceError("action", f"a list with one action for each of {n} environments", repr(plain)[:80])
         return [spaces.from_plain(self.adapter.action_space, action) for action in plain]
 
-    def _advance(self, ids: Sequence[int], actions: list[Any], repeat: int) -> tuple[Moment, list[Any], list[int] | None]:
+    def _advance(
+        self, ids: Sequence[int], actions: list[Any], repeat: int
+    ) -> tuple[Moment, list[Any], list[int] | None]:
         """Step with repeats and with the environments that are due for a reset, in the order of the ids."""
         n = len(ids)
         whole = Moment([None] * n, [0.0] * n, [False] * n, [False] * n, [{} for _ in ids])
@@ -299,7 +311,9 @@ class VectorHost(Host):
             moment = self.adapter.step([ids[p] for p in live], [actions[p] for p in live])
             for row, position in enumerate(live):
                 whole.observations[position] = moment.observations[row]
-                whole.rewards[position] = moment.rewards[row] if not count else whole.rewards[position] + moment.rewards[row]
+                whole.rewards[position] = (
+                    moment.rewards[row] if not count else whole.rewards[position] + moment.rewards[row]
+                )
                 whole.terminated[position], whole.truncated[position] = moment.terminated[row], moment.truncated[row]
                 whole.infos[position] = moment.infos[row]
                 steps[position] += 1
@@ -320,9 +334,7 @@ class VectorHost(Host):
             (observation,), (info,) = self.adapter.reset([index], [None], None)
             moment.observations[position], moment.infos[position] = observation, info
 
-    def _stepped(
-        self, request: m.Step, moment: Moment, final: list[Any], steps: list[int] | None, text: bool
-    ) -> bytes:
+    def _stepped(self, request: m.Step, moment: Moment, final: list[Any], steps: list[int] | None, text: bool) -> bytes:
         infos = moment.infos if moment.infos != _EMPTY and any(moment.infos) else None
         region, loose = self._pack(moment.observations, text)
         space = self.adapter.observation_space
@@ -330,9 +342,16 @@ class VectorHost(Host):
         ends = [[row, spaces.to_plain(space, seen, arrays=form), info] for row, seen, info in final] or None
         if text:
             reply = m.Stepped(
-                request.lease, request.n, loose, codec.jsonable(np.asarray(moment.rewards, np.float64).tolist()),
-                [bool(flag) for flag in moment.terminated], [bool(flag) for flag in moment.truncated],
-                infos, ends, None, steps,
+                request.lease,
+                request.n,
+                loose,
+                codec.jsonable(np.asarray(moment.rewards, np.float64).tolist()),
+                [bool(flag) for flag in moment.terminated],
+                [bool(flag) for flag in moment.truncated],
+                infos,
+                ends,
+                None,
+                steps,
             )
             return encode_reply(reply, True, arrays=self.arrays)
         scalars = None
@@ -341,7 +360,9 @@ class VectorHost(Host):
             if self.adapter.reward_shape == ():
                 signals = _ONE.pack(moment.rewards[0], bool(moment.terminated[0]), bool(moment.truncated[0]))
             else:
-                signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
+                signals = codec.pack_signals(
+                    moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape
+                )
             if infos is None and ends is None and steps is None:
                 reply = m.Stepped(request.lease, request.n, loose, scalars=scalars)
                 return codec.encode(reply, signals, region)
@@ -418,8 +439,13 @@ class BatchHost(Host):
         region, loose = self._pack(now.observations, text)
         if text:
             reply = m.Stepped(
-                request.lease, request.n, loose, codec.jsonable(np.asarray(now.rewards, np.float64)),
-                np.asarray(now.terminated, bool).tolist(), np.asarray(now.truncated, bool).tolist(), now.infos or None,
+                request.lease,
+                request.n,
+                loose,
+                codec.jsonable(np.asarray(now.rewards, np.float64)),
+                np.asarray(now.terminated, bool).tolist(),
+                np.asarray(now.truncated, bool).tolist(),
+                now.infos or None,
             )
             return encode_reply(reply, True, arrays=self.arrays)
         signals = codec.pack_signals(now.rewards, now.terminated, now.truncated, self.adapter.reward_shape)
@@ -486,7 +512,7 @@ class AgentsHost(Host):
         wanted = {turn.selection} if self.adapter.kind == "aec" else set(turn.agents)
         if set(request.actions) != wanted:
             raise SpaceError("action", f"actions for {sorted(map(str, wanted))}", f"{sorted(request.actions)}")
-        actions = {}
+        actions: dict[str, Any] = {}
         for agent, plain in request.actions.items():
             space = self.adapter.action_spaces[agent]
             dead = self.adapter.kind == "aec" and (turn.terminated.get(agent) or turn.truncated.get(agent))
@@ -497,9 +523,13 @@ class AgentsHost(Host):
             spaces.check(space, actions[agent], f"action[{agent!r}]")
         turn = self._turn = self.adapter.step(actions)
         reply = m.Stepped(
-            request.lease, request.n, self._observations(turn, text), codec.jsonable(turn.rewards) if text else
-            codec.wrap(turn.rewards), {a: bool(f) for a, f in turn.terminated.items()},
-            {a: bool(f) for a, f in turn.truncated.items()}, self._state(turn),
+            request.lease,
+            request.n,
+            self._observations(turn, text),
+            codec.jsonable(turn.rewards) if text else codec.wrap(turn.rewards),
+            {a: bool(f) for a, f in turn.terminated.items()},
+            {a: bool(f) for a, f in turn.truncated.items()},
+            self._state(turn),
         )
         return encode_reply(reply, text, arrays=self.arrays)
 
@@ -513,8 +543,11 @@ class AgentsHost(Host):
         state: dict[str, Any] = {"agents": turn.agents, "infos": turn.infos}
         if self.adapter.kind == "aec":
             state |= {
-                "selection": turn.selection, "cumulative": turn.cumulative, "rewards": turn.rewards,
-                "terminated": turn.terminated, "truncated": turn.truncated,
+                "selection": turn.selection,
+                "cumulative": turn.cumulative,
+                "rewards": turn.rewards,
+                "terminated": turn.terminated,
+                "truncated": turn.truncated,
             }
         return state
 
@@ -526,12 +559,14 @@ def host_of(adapter: Any, autoreset: str, num_envs: int, arrays: str = "list") -
     if adapter.kind == "batch":
         if autoreset != adapter.autoreset:
             raise RequestFault(
-                "out_of_turn", f"this vector environment autoresets by {adapter.autoreset!r}, {autoreset!r} was asked",
+                "out_of_turn",
+                f"this vector environment autoresets by {adapter.autoreset!r}, {autoreset!r} was asked",
                 hint=f"connect with autoreset={adapter.autoreset!r}",
             )
         if num_envs != adapter.num_envs:
             raise RequestFault(
-                "out_of_turn", f"this vector environment has {adapter.num_envs} environments, {num_envs} were asked",
+                "out_of_turn",
+                f"this vector environment has {adapter.num_envs} environments, {num_envs} were asked",
                 hint=f"connect with num_envs={adapter.num_envs}",
             )
         return BatchHost(adapter, arrays)

@@ -37,7 +37,9 @@ def _spaces(described: dict[str, Any]) -> dict[str, Space]:
 class RemoteParallelEnv(ParallelEnv[str, Any, Any]):
     """A world elsewhere in which all live agents act at once."""
 
-    def __init__(self, url: str, render_mode: str | None = None, *, link: LinkOptions | None = None, **options: Any) -> None:
+    def __init__(
+        self, url: str, render_mode: str | None = None, *, link: LinkOptions | None = None, **options: Any
+    ) -> None:
         self._client, opened = _open(url, "parallel", link, options | {"render_mode": render_mode})
         self.possible_agents: list[str] = list(opened.spec["possible_agents"])
         self.agents: list[str] = []
@@ -94,7 +96,9 @@ class RemoteParallelEnv(ParallelEnv[str, Any, Any]):
 class RemoteAECEnv(AECEnv[str, Any, Any]):
     """A world elsewhere in which one agent acts at a time."""
 
-    def __init__(self, url: str, render_mode: str | None = None, *, link: LinkOptions | None = None, **options: Any) -> None:
+    def __init__(
+        self, url: str, render_mode: str | None = None, *, link: LinkOptions | None = None, **options: Any
+    ) -> None:
         super().__init__()
         self._client, opened = _open(url, "aec", link, options | {"render_mode": render_mode})
         self.possible_agents: list[str] = list(opened.spec["possible_agents"])

@@ -58,10 +58,14 @@ FAULTS: Final[dict[str, FaultKind]] = {
     "fenced": FaultKind(errors.LeaseLost, False, "another connection has taken the lease over"),
     "busy": FaultKind(errors.RateLimited, True, "too many requests without an answer; nothing was taken"),
     "invalid_action": FaultKind(errors.LinkError, False, "an action is outside its space (raised as SpaceError)"),
-    "bad_space": FaultKind(errors.LinkError, False, "a value fits no space, or a space cannot be described (SpaceError)"),
+    "bad_space": FaultKind(
+        errors.LinkError, False, "a value fits no space, or a space cannot be described (SpaceError)"
+    ),
     "env_error": FaultKind(errors.RemoteEnvError, False, "the environment raised"),
     "env_timeout": FaultKind(errors.RemoteEnvError, False, "the environment took longer than the server allows"),
-    "lease_lost": FaultKind(errors.LeaseLost, False, "there is no such lease: expired, closed, or the server restarted"),
+    "lease_lost": FaultKind(
+        errors.LeaseLost, False, "there is no such lease: expired, closed, or the server restarted"
+    ),
     "unauthenticated": FaultKind(errors.Unauthenticated, False, "the token is missing or wrong"),
     "forbidden": FaultKind(errors.Forbidden, False, "the token does not allow this"),
     "capacity": FaultKind(errors.CapacityReached, True, "all leases are taken"),
@@ -211,14 +215,20 @@ def error_of(fault: m.Fault, url: str) -> errors.Error:
     if fault.code in ("invalid_action", "bad_space"):
         details = fault.details
         return errors.SpaceError(
-            str(details.get("path", "value")), str(details.get("expected", "an element of its space")),
-            str(details.get("got", fault.message)), hint=str(details.get("hint", "")),
+            str(details.get("path", "value")),
+            str(details.get("expected", "an element of its space")),
+            str(details.get("got", fault.message)),
+            hint=str(details.get("hint", "")),
         )
     hint = str(fault.details.get("hint", ""))
     if fault.code in ("env_error", "env_timeout"):
         return errors.RemoteEnvError(
-            fault.message, type=fault.exception or fault.code, traceback=fault.traceback,
-            applied=fault.applied, url=url, hint=hint,
+            fault.message,
+            type=fault.exception or fault.code,
+            traceback=fault.traceback,
+            applied=fault.applied,
+            url=url,
+            hint=hint,
         )
     kind = FAULTS.get(fault.code)
     if kind is None:

@@ -46,12 +46,14 @@ class Served:
     def make(self, num_envs: int, options: Mapping[str, Any]) -> Any:
         """An adapter with `num_envs` environments. Raises OptionRefused, or whatever the environment raises."""
         function = self._function()
-        allowed = self.allowed | (OPEN_OPTIONS if isinstance(self.source, str) and _is_id(self.source) else _names(function))
+        allowed = self.allowed | (
+            OPEN_OPTIONS if isinstance(self.source, str) and _is_id(self.source) else _names(function)
+        )
         refused = sorted(set(options) - allowed) if "*" not in allowed else []
         if refused:
             raise OptionRefused(
-                f"{self.name} takes no option {refused[0]!r} from a client (allowed: {', '.join(sorted(allowed)) or 'none'});"
-                f" start the server with --allow-option {refused[0]}"
+                f"{self.name} takes no option {refused[0]!r} from a client (allowed: "
+                f"{', '.join(sorted(allowed)) or 'none'}); start the server with --allow-option {refused[0]}"
             )
         merged = {**options, **self.options}
 
@@ -76,8 +78,11 @@ def adapt(thing: Any, make: Callable[[], Any], num_envs: int) -> Any:
         adapted = kind(thing, make, num_envs)
         if adapted is not None:
             return adapted
-    raise SpecError("env", f"{type(thing).__module__}.{type(thing).__qualname__} is no environment that can be served",
-                    hint="give a gymnasium.Env, a VectorEnv, a PettingZoo environment or a longrein.System")
+    raise SpecError(
+        "env",
+        f"{type(thing).__module__}.{type(thing).__qualname__} is no environment that can be served",
+        hint="give a gymnasium.Env, a VectorEnv, a PettingZoo environment or a longrein.System",
+    )
 
 
 def serve_list(
@@ -91,7 +96,11 @@ def serve_list(
             raise SpecError("env", f"two things are called {served.name!r}")
         found[served.name] = served
     if not found:
-        raise SpecError("env", "nothing to serve", hint="name an environment, as in: longrein serve CartPole-v1 --at ws://127.0.0.1:5000")
+        raise SpecError(
+            "env",
+            "nothing to serve",
+            hint="name an environment, as in: longrein serve CartPole-v1 --at ws://127.0.0.1:5000",
+        )
     return found
 
 
@@ -126,7 +135,9 @@ def _check_id(source: str) -> None:
     try:
         gymnasium.spec(source)
     except (gymnasium.error.Error, ImportError) as error:
-        raise SpecError("env", f"{source!r}: {error}", hint="an id (CartPole-v1), module:Id-v0, or file.py:factory") from None
+        raise SpecError(
+            "env", f"{source!r}: {error}", hint="an id (CartPole-v1), module:Id-v0, or file.py:factory"
+        ) from None
 
 
 def _load_function(source: str) -> Callable[..., Any]:

@@ -35,7 +35,7 @@ from longrein.link.access import ANYONE, Principal, Tokens, one_token, read_toke
 from longrein.link.host import Host, RequestFault, encode_reply
 from longrein.link.protocol import AUTORESET_MODES, FAULTS, MIN_LEASE_CHARS, REPLY_WINDOW, Ledger, Verdict
 from longrein.link.served import OptionRefused, Served, serve_list
-from longrein.link.transports import Address, Buffer, Line, Listener, ListenOptions, parse_url
+from longrein.link.transports import Address, Buffer, Line, Listener, ListenOptions, Transport, parse_url
 
 log = logging.getLogger("longrein.server")
 
@@ -90,7 +90,9 @@ class Lease:
     opened: m.Opened | None = None  # once the environments are made
     text: bool = False
     queue: deque[tuple[m.Request, bytes, int, float]] = field(default_factory=deque)
-    asked: dict[int, list[Line]] = field(default_factory=dict)  # who waits for which answer, where a line is one request
+    asked: dict[int, list[Line]] = field(
+        default_factory=dict
+    )  # who waits for which answer, where a line is one request
     running: m.Request | None = None
     since: float = 0.0
     told: float = 0.0
@@ -150,10 +152,15 @@ class Server:
         if self._memory and len(addresses) + len(dials) > 1:
             raise SpecError("at", "memory:// stands alone: it runs in its caller's thread", hint="use a second server")
         listen_options = ListenOptions(
-            self.limits.max_message_bytes, tuple(allowed_origins), context, dict(credentials or {}), token, self.instance
+            self.limits.max_message_bytes,
+            tuple(allowed_origins),
+            context,
+            dict(credentials or {}),
+            token,
+            self.instance,
         )
         self._listeners: list[Listener] = [t.load().listen(a, listen_options) for a, t in addresses]
-        self._listeners += [t.load().dial(a, listen_options) for a, t in dials]
+        self._listeners += [_dial_of(t)(a, listen_options) for a, t in dials]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -168,7 +175,7 @@ class Server:
         self._draining: float | None = None
         self.counts: Counter[str] = Counter()
         self.fault_counts: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()  # "environment", "queue"
+        self.seconds: dict[str, float] = {"environment": 0.0, "queue": 0.0}  # "environment", "queue"
         self._registry = CollectorRegistry()
         self._registry.register(_Counts(self))
 
@@ -285,9 +292,7 @@ class Server:
             now = time.monotonic()
             for lease in list(self._leases.values()):
                 self._tick(lease, now)
-            if self._draining is not None and (
-                not self._leases or now - self._draining > self.limits.drain_seconds
-            ):
+            if self._draining is not None and (not self._leases or now - self._draining > self.limits.drain_seconds):
                 self._stop()
 
     def _tick(self, lease: Lease, now: float) -> None:
@@ -382,8 +387,11 @@ class Server:
         assert bare is not None
         n = int.from_bytes(message[_BARE_FRONT : _BARE_FRONT + 4], "big")
         if (
-            n != ledger.last + 1 or ledger.answered != ledger.last or message[_BARE_FRONT + 4 : bare.length] != bare.back
-            or ledger.phase != "reset" or lease.queue
+            n != ledger.last + 1
+            or ledger.answered != ledger.last
+            or message[_BARE_FRONT + 4 : bare.length] != bare.back
+            or ledger.phase != "reset"
+            or lease.queue
             or (lease.line is not line and (line.persistent or self._tokens))
         ):
             return False
@@ -460,9 +468,7 @@ class Server:
             self.fault_counts["too_large"] += 1
             line.send(lease.ledger.answers[n])
 
-    def _not_taken(
-        self, lease: Lease, line: Line, request: m.Request, verdict: Verdict, code: str, text: bool
-    ) -> None:
+    def _not_taken(self, lease: Lease, line: Line, request: m.Request, verdict: Verdict, code: str, text: bool) -> None:
         if verdict is Verdict.REPEAT:
             self.counts["repeated_answers"] += 1
             lease.line = line
@@ -550,8 +556,20 @@ class Server:
         worker = self._worker(request.lease)
         now = time.monotonic()
         lease = Lease(
-            request.lease, served, request.num_envs, _owner(line, principal, bool(self._tokens)), principal, request,
-            Ledger(self.limits.reply_window), worker, line, now, now, text=text, running=request, since=now,
+            request.lease,
+            served,
+            request.num_envs,
+            _owner(line, principal, bool(self._tokens)),
+            principal,
+            request,
+            Ledger(self.limits.reply_window),
+            worker,
+            line,
+            now,
+            now,
+            text=text,
+            running=request,
+            since=now,
         )
         self._leases[lease.name] = lease
         self._hold(line, lease)
@@ -572,7 +590,10 @@ class Server:
             asked = f"{request.env!r} is not served here" if request.env else "the URL names no environment"
             return "not_found", f"{asked}; served: {', '.join(sorted(self._served))}"
         if not 1 <= request.num_envs <= limits.max_envs_per_lease:
-            return "too_large", f"{request.num_envs} environments in a lease; 1 to {limits.max_envs_per_lease} are allowed"
+            return (
+                "too_large",
+                f"{request.num_envs} environments in a lease; 1 to {limits.max_envs_per_lease} are allowed",
+            )
         if request.autoreset not in AUTORESET_MODES or request.arrays not in ("list", "base64"):
             return "bad_message", f"autoreset is one of {', '.join(AUTORESET_MODES)}; arrays is list or base64"
         if len(self._leases) >= limits.max_leases:
@@ -676,13 +697,13 @@ class Server:
         lease.seconds += lease.worker.quick_seconds
         lease.quick_steps, lease.worker.quick_seconds = 0, 0.0
 
-    def _count(self, lease: Lease, counts: Counter[str], seconds: Counter[str]) -> None:
+    def _count(self, lease: Lease, counts: Counter[str], seconds: dict[str, float]) -> None:
         self._settle(lease)
         counts["steps"] += lease.steps * lease.num_envs
         counts["requests"] += lease.steps + lease.requests
         seconds["environment"] += lease.seconds
 
-    def totals(self) -> tuple[Counter[str], Counter[str]]:
+    def totals(self) -> tuple[Counter[str], dict[str, float]]:
         """The counters and the seconds, those of open leases included."""
         counts, seconds = self.counts.copy(), self.seconds.copy()
         for lease in list(self._leases.values()):
@@ -744,9 +765,7 @@ _REASONS = {
 }
 
 
-def build_host(
-    served: Served, num_envs: int, options: Mapping[str, Any], autoreset: str, arrays: str
-) -> Host:
+def build_host(served: Served, num_envs: int, options: Mapping[str, Any], autoreset: str, arrays: str) -> Host:
     """Make the environments of a lease, and their host."""
     return host.host_of(served.make(num_envs, options), autoreset, num_envs, arrays)
 
@@ -777,6 +796,13 @@ def _fault_of_opening(name: str, error: Exception) -> m.Fault:
             return m.Fault(name, 0, "env_error", str(error), exception=error.kind, traceback=error.trace)
     trace = "".join(traceback.format_exception(error))
     return m.Fault(name, 0, "env_error", str(error), exception=type(error).__name__, traceback=trace)
+
+
+def _dial_of(transport: Transport) -> Callable[[Address, ListenOptions], Listener]:
+    dial = getattr(transport.load(), "dial", None)
+    if dial is None:
+        raise SpecError("dial", f"{transport.schemes[0]}:// cannot dial out", hint="dial a trainer by ws:// or wss://")
+    return dial  # type: ignore[no-any-return]  # held by the tests of dialling out
 
 
 def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
@@ -815,7 +841,8 @@ def _refuse_open_door(address: Address, guarded: bool, insecure: bool, context: 
         loopback = address.host == "localhost"
     if not loopback:
         raise SpecError(
-            "at", f"{address.url} can be reached from other machines, and no token is asked for",
+            "at",
+            f"{address.url} can be reached from other machines, and no token is asked for",
             hint="give --token-file FILE, or say --insecure when whoever reaches this address may use it",
         )
 
@@ -861,7 +888,9 @@ class _Counts(Collector):
         for code, count in sorted(server.fault_counts.items()):
             faults.add_metric([code], count)
         yield faults
-        spent = CounterMetricFamily("longrein_seconds", "Seconds spent in the environment, and waiting", labels=["where"])
+        spent = CounterMetricFamily(
+            "longrein_seconds", "Seconds spent in the environment, and waiting", labels=["where"]
+        )
         for where in ("environment", "queue"):
             spent.add_metric([where], seconds[where])
         yield spent

@@ -1,7 +1,7 @@
 """What a space is on the wire: its description, its columns, its plain values. No message, no socket.
 
-A *description* is plain data that rebuilds the space on the other side (`SCHEMA` is its JSON schema). A *layout* says how
-elements of a space travel: leaves of fixed size as raw columns, all others as *plain values* in the message's head.
+A *description* is plain data that rebuilds the space on the other side (`SCHEMA` is its JSON schema). A *layout* says
+how elements of a space travel: leaves of fixed size as raw columns, all others as *plain values* in the head.
 
 Letters for the Python types of scalars (`scalar_types`): - the usual type, I int, F float, B bool, A an array of no
 dimensions; a b c d int8 to int64, e f g h uint8 to uint64, i j k float16 to float64, l bool of NumPy.
@@ -37,7 +37,22 @@ MAX_BYTES: Final = 2**40  # of one element: a description of more is refused bef
 # ------------------------------------------------------------------------------------------------------- description
 
 _DTYPES: Final = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+    [
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+    ]
 )
 
 
@@ -49,16 +64,16 @@ def describe(space: Space[Any]) -> dict[str, Plain]:
 def _describe(space: Space[Any], path: str) -> dict[str, Plain]:
     match space:
         case spaces.Box():
-            name = space.dtype.name
+            name = _dtype(space).name
             if name not in _DTYPES:
                 raise SpaceError(path, f"a Box of one of {', '.join(sorted(_DTYPES))}", name)
             low, high = _bounds(space.low, path), _bounds(space.high, path)
             return {"type": "Box", "dtype": name, "shape": list(space.shape), "low": low, "high": high}
         case spaces.Discrete():
-            return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": space.dtype.name}
+            return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": _dtype(space).name}
         case spaces.MultiDiscrete():
             nvec, start = space.nvec.tolist(), space.start.tolist()
-            return {"type": "MultiDiscrete", "nvec": nvec, "start": start, "dtype": space.dtype.name}
+            return {"type": "MultiDiscrete", "nvec": nvec, "start": start, "dtype": _dtype(space).name}
         case spaces.MultiBinary():
             return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n]}
         case spaces.Text():
@@ -82,6 +97,10 @@ def _describe(space: Space[Any], path: str) -> dict[str, Plain]:
             return {"type": "OneOf", "spaces": _describe_each(space.spaces, path)}
     raise SpaceError(path, "one of Gymnasium's spaces", f"{type(space).__module__}.{type(space).__qualname__}",
                      hint="write it as a Dict or Tuple of Box, Discrete, Text, ...")  # fmt: skip
+
+
+def _dtype(space: Space[Any]) -> np.dtype[Any]:
+    return np.dtype(space.dtype)
 
 
 def _describe_each(members: Sequence[Space[Any]], path: str) -> list[dict[str, Plain]]:
@@ -143,7 +162,8 @@ def _dtype_field(plain: dict[str, Plain], path: str, kinds: str = "biufc") -> np
     name = _field(plain, "dtype", str, path)
     if name not in _DTYPES or np.dtype(name).kind not in kinds:
         raise SpaceError(f"{path}.dtype", "a dtype that fits", _shown(name))
-    return np.dtype(name)
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def _shape_field(value: Plain, itemsize: int, path: str) -> tuple[int, ...]:
@@ -205,7 +225,9 @@ def _read_each(plain: dict[str, Plain], path: str, depth: int) -> list[Space[Any
 
 
 def _read_sequence(plain: dict[str, Plain], path: str, depth: int) -> Space[Any]:
-    return spaces.Sequence(_space_from(plain.get("space"), f"{path}[]", depth), stack=_field(plain, "stack", bool, path))
+    return spaces.Sequence(
+        _space_from(plain.get("space"), f"{path}[]", depth), stack=_field(plain, "stack", bool, path)
+    )
 
 
 def _read_graph(plain: dict[str, Plain], path: str, depth: int) -> Space[Any]:
@@ -279,11 +301,12 @@ def check(space: Space[Any], value: Any, path: str = "action") -> None:
 
 def _check_discrete(space: Any, value: Any, path: str) -> None:
     kind = type(value)
-    if kind is int or isinstance(value, np.integer):
-        number = int(value)
-    elif kind is np.ndarray and value.shape == () and value.dtype.kind in "iu":
-        number = int(value)
-    elif isinstance(value, int) and kind is not bool:
+    if (
+        kind is int
+        or isinstance(value, np.integer)
+        or (kind is np.ndarray and value.shape == () and value.dtype.kind in "iu")
+        or (isinstance(value, int) and kind is not bool)
+    ):
         number = int(value)
     else:
         raise SpaceError(path, f"an integer from {space.start} to {space.start + space.n - 1}", _shown(value))
@@ -367,8 +390,10 @@ def _check_graph(space: Any, value: Any, path: str) -> None:
     links = np.asarray(value.edge_links)
     if space.edge_space is None or links.dtype.kind not in "iu" or links.shape != (len(value.edges), 2):
         raise SpaceError(f"{path}.edge_links", f"integers of shape ({len(value.edges)}, 2)", _shown(value.edge_links))
-    if links.size and not (0 <= links.min() and links.max() < len(value.nodes)):
-        raise SpaceError(f"{path}.edge_links", f"nodes from 0 to {len(value.nodes) - 1}", f"{links.min()} to {links.max()}")
+    if links.size and not (links.min() >= 0 and links.max() < len(value.nodes)):
+        raise SpaceError(
+            f"{path}.edge_links", f"nodes from 0 to {len(value.nodes) - 1}", f"{links.min()} to {links.max()}"
+        )
     for index, edge in enumerate(value.edges):
         check(space.edge_space, edge, f"{path}.edges[{index}]")
 
@@ -454,7 +479,7 @@ _VIEW_BYTES: Final = 4096  # from here on a region is handed on as a view of its
 
 
 class Layout:
-    """How elements of one space travel: fixed leaves as columns, each from a multiple of 8, all else as plain values."""
+    """How elements of one space travel: fixed leaves as columns, each from a multiple of 8; else plain values."""
 
     def __init__(self, space: Space[Any], *, loose_only: bool = False) -> None:
         self.space = space
@@ -465,7 +490,7 @@ class Layout:
         else:
             for path, keys, leaf in _walk(space, "", ()):
                 if isinstance(leaf, _FIXED):
-                    dtype = leaf.dtype.newbyteorder("<")
+                    dtype = _dtype(leaf).newbyteorder("<")
                     shape = tuple(leaf.shape or ())
                     columns.append(Column(path, keys, dtype, shape, math.prod(shape) * dtype.itemsize, leaf))
                 else:
@@ -542,7 +567,7 @@ class Layout:
             except ValueError:
                 pass  # too short: the long way says how
         array = _view(column, region, offset, 1)
-        return array[0] if column.shape else column.space.dtype.type(array[0]) if self._scalars else array.reshape(())
+        return array[0] if column.shape else _dtype(column.space).type(array[0]) if self._scalars else array.reshape(())
 
     def unpack_each(self, region: Buffer, offset: int, n: int, loose: Plain) -> list[Any]:
         """The `n` elements of a region, one by one."""
@@ -618,7 +643,7 @@ def _padded(array: Array) -> Buffer:
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     if array.nbytes >= _VIEW_BYTES and not array.nbytes & 7 and array.flags.c_contiguous:
-        return memoryview(array.view(np.uint8).reshape(-1)) if array.ndim else array.tobytes()
+        return memoryview(array.view(np.uint8).reshape(-1).data) if array.ndim else array.tobytes()
     raw = array.tobytes()
     length = len(raw) & 7
     return raw + _PADDING[length] if length else raw
@@ -632,7 +657,9 @@ def _view(column: Column, region: Buffer, offset: int, n: int) -> Array:
         array = np.frombuffer(region, column.dtype, count, offset)
     except ValueError:
         room = len(region) - offset
-        raise SpaceError("message", f"{count * column.dtype.itemsize} bytes of {column.path or 'a column'}", f"{room}") from None
+        raise SpaceError(
+            "message", f"{count * column.dtype.itemsize} bytes of {column.path or 'a column'}", f"{room}"
+        ) from None
     if column.dtype != column.space.dtype:  # on a big-endian machine
         array = array.astype(column.space.dtype)
     return array.reshape((n, *column.shape))
@@ -774,9 +801,9 @@ def _from_plain(space: Space[Any], plain: Plain, path: str) -> Any:
             if isinstance(plain, bool) or not isinstance(plain, (int, np.integer)):
                 raise SpaceError(path, "an integer", _shown(plain))
             try:
-                return space.dtype.type(plain)
+                return _dtype(space).type(plain)
             except OverflowError:
-                raise SpaceError(path, f"an integer of {space.dtype.name}", _shown(plain)) from None
+                raise SpaceError(path, f"an integer of {_dtype(space).name}", _shown(plain)) from None
         case spaces.Box() | spaces.MultiDiscrete() | spaces.MultiBinary():
             array = _numbers(plain, np.dtype(space.dtype), path)
             return _demand_shape(array, tuple(space.shape or ()), plain, array.dtype, path)
@@ -889,7 +916,7 @@ def scalar_types(layout: Layout, value: Any) -> str | None:
     letters = ""
     for column in layout._scalars:
         kind = type(_at(value, column.keys, column.path))
-        letters += "-" if kind is column.space.dtype.type else _LETTERS.get(kind, "-")
+        letters += "-" if kind is _dtype(column.space).type else _LETTERS.get(kind, "-")
     return None if letters.strip("-") == "" else letters
 
 

@@ -71,8 +71,16 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
     """
 
     def __init__(
-        self, urls: Sequence[str], num_envs: int, *, envs_per_lease: int | None = None, autoreset: str = "next_step",
-        on_loss: str = "raise", render_mode: str | None = None, link: LinkOptions | None = None, **env_options: Any,
+        self,
+        urls: Sequence[str],
+        num_envs: int,
+        *,
+        envs_per_lease: int | None = None,
+        autoreset: str = "next_step",
+        on_loss: str = "raise",
+        render_mode: str | None = None,
+        link: LinkOptions | None = None,
+        **env_options: Any,
     ) -> None:
         if autoreset not in MODES:
             raise SpecError("autoreset", f"{autoreset!r} is none of {', '.join(MODES)}")
@@ -111,7 +119,7 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _open_parts(self, plan: list[tuple[str, int, int]]) -> None:
         if len(plan) == 1:
-            (url, first, count), = plan
+            ((url, first, count),) = plan
             self._parts.append(Part(self._client(url, count), first))
             return
         with ThreadPoolExecutor(min(len(plan), _OPENING_THREADS)) as pool:
@@ -132,16 +140,22 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         client = Client(url, env_options=self._env_options, num_envs=count, autoreset=self._autoreset, link=link)
         if client.opened.kind != "vector":
             client.close()
-            raise SpecError("url", f"{url} serves a PettingZoo environment ({client.opened.kind})",
-                            hint=f"use longrein.connect_{client.opened.kind}(url)")
+            raise SpecError(
+                "url",
+                f"{url} serves a PettingZoo environment ({client.opened.kind})",
+                hint=f"use longrein.connect_{client.opened.kind}(url)",
+            )
         return client
 
     def _demand_same(self, opened: m.Opened, client: Client) -> None:
         for name in ("observation_space", "action_space", "reward_shape"):
             if getattr(client.opened, name) != getattr(opened, name):
                 self.close()
-                raise SpecError("urls", f"{client.url} has another {name} than {self._parts[0].client.url}",
-                                hint="one vector environment needs the same environment at each server")
+                raise SpecError(
+                    "urls",
+                    f"{client.url} has another {name} than {self._parts[0].client.url}",
+                    hint="one vector environment needs the same environment at each server",
+                )
 
     # ------------------------------------------------------------------------------------------------------- reset
 
@@ -156,8 +170,10 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
         if mask is not None and (np.shape(mask) != (self.num_envs,) or not np.any(mask)):
-            raise LocalProtocolError(f"reset_mask has shape {np.shape(mask)} and {int(np.sum(mask))} set",
-                                     hint=f"give a bool array of shape ({self.num_envs},) with one set at least")
+            raise LocalProtocolError(
+                f"reset_mask has shape {np.shape(mask)} and {int(np.sum(mask))} set",
+                hint=f"give a bool array of shape ({self.num_envs},) with one set at least",
+            )
         seeds = self._seeds_of(seed)
         asked = []
         for part in self._parts:
@@ -270,10 +286,10 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         """Send one lease its actions; `ids` None means all of its environments."""
         asked = part.ids if ids is None else ids
         count = len(asked)
+        region, loose = self._actions.pack_batch(actions, count)  # raises before anything is under way
         part.asked = asked
         if part.fresh is not None:
             return  # it was restarted: like any next-step reset, this step's action is not used
-        region, loose = self._actions.pack_batch(actions, count)
         some = None if count == part.count and ids is None else (asked - part.first).tolist()
         if some == list(range(part.count)):
             some = None
@@ -331,8 +347,11 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
                 if count >= min_ready:
                     return gathered
                 if deadline is not None and time.monotonic() > deadline:
-                    raise LinkTimeout(f"{count} environments were ready within {seconds:g} s, {min_ready} were wanted",
-                                      seconds=seconds or 0.0, url=self._parts[0].client.url)
+                    raise LinkTimeout(
+                        f"{count} environments were ready within {seconds:g} s, {min_ready} were wanted",
+                        seconds=seconds or 0.0,
+                        url=self._parts[0].client.url,
+                    )
         except BaseException:
             self._kept = gathered  # for the next call
             raise
@@ -351,8 +370,10 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         now = time.monotonic()
         silence = self._link.silence
         others = [
-            part for part in self._parts
-            if part.asked is not None and part.fresh is None
+            part
+            for part in self._parts
+            if part.asked is not None
+            and part.fresh is None
             and (part.mending is not None or part.client.silent_for(now) > silence)
         ]
         return [part for part in found if part.asked is not None and part not in others] + others
@@ -501,7 +522,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _fresh_rows(self, part: Part) -> Rows:
         """The step after a restart under next-step autoreset: the new episodes' first observations."""
-        assert part.fresh is not None and part.asked is not None
+        assert part.fresh is not None
+        assert part.asked is not None
         (observations, infos), part.fresh = part.fresh, None
         ids, part.asked = part.asked, None
         part.observations, count = observations, len(ids)

@@ -9,6 +9,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from conftest import env_url
+from environments import Broken, Counting, Vectorial, Zoo
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.utils.env_match import check_environments_match
 
@@ -25,9 +27,6 @@ from longrein.errors import (
     SpaceError,
 )
 from longrein.link.codec import Opaque
-
-from conftest import env_url
-from environments import Broken, Counting, Vectorial, Zoo
 
 Serve = Callable[..., longrein.Server]
 IDS = ["CartPole-v1", "FrozenLake-v1", "Blackjack-v1", "LunarLander-v3"]
@@ -266,9 +265,7 @@ def test_a_timeout_leaves_the_lease_usable(serve: Serve, transport: str) -> None
 def test_a_slow_server_says_that_it_works(serve: Serve, transport: str) -> None:
     if transport == "memory":
         pytest.skip("a call in the same thread says nothing until it returns")
-    env = connected(
-        serve, ("Counting", Counting), name="Counting?delay=2.5", timeout=30.0, silence=1.6, reconnect=5.0
-    )
+    env = connected(serve, ("Counting", Counting), name="Counting?delay=2.5", timeout=30.0, silence=1.6, reconnect=5.0)
     env.reset()
     assert env.step(1)[0][0] == 1  # silent for longer than 1.6 s, but for its Working
     if transport != "http":  # there it is a bare "102 Processing"
@@ -278,7 +275,7 @@ def test_a_slow_server_says_that_it_works(serve: Serve, transport: str) -> None:
 def test_what_cannot_cross_in_an_info_is_marked(serve: Serve) -> None:
     class Secretive(Counting):
         def step(self, action: Any) -> Any:
-            *moment, info = super().step(action)
+            *moment, _ = super().step(action)
             return *moment, {"thing": Secretive}
 
     env = connected(serve, ("Secretive", Secretive))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import hostile
 import numpy as np
 import pytest
+from environments import Counting
 
 import longrein
 from longrein.link import transports
-
-import hostile
-from environments import Counting
 
 SCHEDULES = 1000
 STEPS = 30
@@ -26,7 +25,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[longrein.Server]:
 
 
 def connect(**options: float) -> longrein.RemoteEnv:
-    return longrein.connect("hostile://hostile-link/Counting", silence=0.001, pause=0.001, reconnect=30.0, wait=30.0, **options)
+    return longrein.connect(
+        "hostile://hostile-link/Counting", silence=0.001, pause=0.001, reconnect=30.0, wait=30.0, **options
+    )
 
 
 def demon_of(seed: int) -> hostile.Demon:
@@ -63,7 +64,13 @@ def test_vector_environments_keep_their_rows_in_random_schedules(server: longrei
     for seed in range(100):
         hostile.demon = demon_of(seed)
         env = longrein.connect_vec(
-            "hostile://hostile-link/Counting", num_envs=4, envs_per_lease=2, silence=0.001, pause=0.001, reconnect=30.0, wait=30.0
+            "hostile://hostile-link/Counting",
+            num_envs=4,
+            envs_per_lease=2,
+            silence=0.001,
+            pause=0.001,
+            reconnect=30.0,
+            wait=30.0,
         )
         env.reset(seed=seed)
         for number in range(1, 11):
@@ -77,7 +84,13 @@ def test_send_and_recv_keep_their_rows_in_random_schedules(server: longrein.Serv
     for seed in range(60):
         hostile.demon = demon_of(seed)
         env = longrein.connect_vec(
-            "hostile://hostile-link/Counting", num_envs=4, envs_per_lease=1, silence=0.001, pause=0.001, reconnect=30.0, wait=30.0
+            "hostile://hostile-link/Counting",
+            num_envs=4,
+            envs_per_lease=1,
+            silence=0.001,
+            pause=0.001,
+            reconnect=30.0,
+            wait=30.0,
         )
         env.reset(seed=seed)
         taken = np.zeros(4, int)

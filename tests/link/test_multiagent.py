@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import env_url
+from gymnasium.utils.env_checker import data_equivalence
 from mpe2 import simple_spread_v3, simple_tag_v3
 from pettingzoo.classic import connect_four_v3, tictactoe_v3
 from pettingzoo.test import api_test, max_cycles_test, parallel_api_test, parallel_seed_test, seed_test
 
 import longrein
 from longrein.errors import Error, LinkError, LocalProtocolError, SpaceError
-from gymnasium.utils.env_checker import data_equivalence
 
 Serve = Callable[..., longrein.Server]
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_screen")]

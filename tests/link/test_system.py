@@ -86,7 +86,11 @@ def test_there_is_one_system_so_one_lease_holds_it() -> None:
 def test_act_and_observe_are_as_good_as_step() -> None:
     seen: list[int] = []
     system = longrein.System(
-        Discrete(10), Discrete(3), reset=lambda: 0, act=seen.append, observe=lambda: (len(seen), 1.0, False, len(seen) == 2)
+        Discrete(10),
+        Discrete(3),
+        reset=lambda: 0,
+        act=seen.append,
+        observe=lambda: (len(seen), 1.0, False, len(seen) == 2),
     )
     with longrein.Server(system, at="memory://acting") as _:
         env = longrein.connect("memory://acting")
@@ -173,7 +177,7 @@ def test_several_systems_make_a_vector_environment(dialling: Any) -> None:
 
 def test_nobody_dials_in(dialling: Any) -> None:
     started = time.monotonic()
-    with pytest.raises(LinkTimeout, match="no system dialled in within 0.5 s"):
+    with pytest.raises(LinkTimeout, match=r"no system dialled in within 0\.5 s"):
         longrein.connect(f"ws+listen://127.0.0.1:{free_port()}", wait=0.5)
     assert time.monotonic() - started < 5
 

@@ -49,8 +49,11 @@ class EnvAdapter:
         for index, env in enumerate(self.envs[1:], 1):
             for name in ("observation_space", "action_space"):
                 if getattr(env, name) != getattr(first, name):
-                    raise SpaceError(name, f"the same space in each copy: {getattr(first, name)}",
-                                     f"{getattr(env, name)} in copy {index}")
+                    raise SpaceError(
+                        name,
+                        f"the same space in each copy: {getattr(first, name)}",
+                        f"{getattr(env, name)} in copy {index}",
+                    )
         reward_space = first.get_wrapper_attr("reward_space") if first.has_wrapper_attr("reward_space") else None
         self.reward_shape: tuple[int, ...] = tuple(reward_space.shape) if reward_space is not None else ()
         self.metadata = plain_metadata(first.metadata)
@@ -105,7 +108,7 @@ class VectorEnvAdapter:
         self.spec = spec_of(env)
 
     def reset(self, seeds: list[int | None] | None, options: dict[str, Any] | None) -> tuple[Any, Info]:
-        return self.env.reset(seed=seeds, options=options)
+        return self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]  # Gymnasium's own take lists
 
     def step(self, actions: Any) -> BatchMoment:
         return BatchMoment(*self.env.step(actions))
@@ -128,5 +131,3 @@ def adapt_gymnasium(thing: Any, make: Callable[[], Any], num_envs: int) -> EnvAd
     if isinstance(thing, gymnasium.Env):
         return EnvAdapter([thing, *(make() for _ in range(num_envs - 1))])
     return None
-
-

@@ -22,7 +22,7 @@ class _Agents:
         possible = getattr(env, "possible_agents", None)
         if not possible:
             raise SpaceError("possible_agents", "the list of all agents that may appear", repr(possible),
-                             hint="an environment that invents agents as it runs cannot be described to a client")  # fmt: skip
+                             hint="agents that are invented on the way cannot be described to a client")  # fmt: skip
         self.possible_agents: list[str] = [str(agent) for agent in possible]
         self.observation_spaces: dict[str, gymnasium.Space[Any]] = {a: env.observation_space(a) for a in possible}
         self.action_spaces: dict[str, gymnasium.Space[Any]] = {a: env.action_space(a) for a in possible}

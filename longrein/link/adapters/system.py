@@ -39,8 +39,12 @@ class System(gymnasium.Env[Any, Any]):
         name: str = "System",
     ) -> None:
         if (step is None) == (act is None or observe is None):
-            raise SpaceError("System", "either step, or act and observe", "both or neither",
-                             hint="step(action) -> (observation, reward, terminated); or act(action) and observe()")
+            raise SpaceError(
+                "System",
+                "either step, or act and observe",
+                "both or neither",
+                hint="step(action) -> (observation, reward, terminated); or act(action) and observe()",
+            )
         self.observation_space = observation_space
         self.action_space = action_space
         self.name = name
@@ -58,7 +62,8 @@ class System(gymnasium.Env[Any, Any]):
         if self._step is not None:
             moment = self._step(action)
         else:
-            assert self._act is not None and self._observe is not None
+            assert self._act is not None
+            assert self._observe is not None
             self._act(action)
             moment = self._observe()
         match moment:

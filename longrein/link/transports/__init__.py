@@ -159,7 +159,7 @@ class Transport:
 
     def load(self) -> TransportModule:
         try:
-            return importlib.import_module(self.module)  # type: ignore[return-value]  # held by the contract tests
+            return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
             if self.extra is None or (error.name or "").startswith("longrein"):
                 raise
@@ -222,7 +222,9 @@ def parse_url(url: str) -> tuple[Address, Transport]:
         return Address(url, parts.scheme, "", None, socket_path, env, options), known[parts.scheme]
     if parts.scheme in ("nats", "tls"):
         name, _, env = path.partition("/")  # nats://host:port/NAME/ENV
-        return Address(url, parts.scheme, parts.hostname or "127.0.0.1", port or 4222, name, env, options), known["nats"]
+        return Address(url, parts.scheme, parts.hostname or "127.0.0.1", port or 4222, name, env, options), known[
+            "nats"
+        ]
     if parts.scheme == "memory":
         return Address(url, "memory", "", None, parts.netloc, path, options), known["memory"]
     if not parts.hostname:

@@ -194,7 +194,7 @@ class HttpConnection:
         start = self._text if message[:1] == b"{" else self._binary
         try:
             if size <= _JOIN_BYTES and not self._tls:
-                self._socket.sendall(b"%b%d\r\n\r\n%b" % (start, size, message))
+                self._socket.sendall(b"%b%d\r\n\r\n%b" % (start, size, bytes(message)))
                 return
             head = b"%b%d\r\n\r\n" % (start, size)
             if self._tls and self._wait != self._options.timeout:

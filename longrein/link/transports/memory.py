@@ -82,8 +82,10 @@ class MemoryConnection:
         if self._reason is not None:
             raise ConnectionClosed(self._reason, url=self._listener.url)
         if len(message) > self._listener.options.max_message_bytes:
-            raise TooLarge(f"a message of {len(message)} bytes; the server takes "
-                           f"{self._listener.options.max_message_bytes}", url=self._listener.url)
+            raise TooLarge(
+                f"a message of {len(message)} bytes; the server takes {self._listener.options.max_message_bytes}",
+                url=self._listener.url,
+            )
         with self._listener.lock:
             assert self._listener.handler is not None
             self._listener.handler.received(self._line, message)
@@ -135,8 +137,11 @@ def connect(address: Address, options: ConnectOptions) -> MemoryConnection:
     """Open a line to a server of this process."""
     listener = _listeners.get(address.path)
     if listener is None:
-        raise ConnectError("no server of this process has this name", url=address.url,
-                           hint=f"start one first: longrein.Server(env, at='memory://{address.path}').start()")
+        raise ConnectError(
+            "no server of this process has this name",
+            url=address.url,
+            hint=f"start one first: longrein.Server(env, at='memory://{address.path}').start()",
+        )
     return MemoryConnection(listener, options)
 
 

@@ -101,7 +101,9 @@ def _hello(info: dict[str, Any], credentials: dict[str, str], url: str, name: st
 
 def _broker_error(text: str, url: str) -> Exception:
     if "authorization" in text.lower() or "authentication" in text.lower():
-        return Unauthenticated(f"the broker refused: {text}", url=url, hint="give credentials={'user': ..., 'password': ...}")
+        return Unauthenticated(
+            f"the broker refused: {text}", url=url, hint="give credentials={'user': ..., 'password': ...}"
+        )
     return ConnectionClosed(f"the broker said {text!r}", url=url)
 
 
@@ -246,8 +248,11 @@ def _open(address: Address, options: ConnectOptions) -> tuple[socket.socket, dic
     try:
         sock = socket.create_connection((address.host, address.port or 4222), options.timeout)
     except OSError as error:
-        raise ConnectError(f"no broker listens at {where}: {error.strerror or error}", url=address.url,
-                           hint="start one: nats-server -a 127.0.0.1 -p 4222") from error
+        raise ConnectError(
+            f"no broker listens at {where}: {error.strerror or error}",
+            url=address.url,
+            hint="start one: nats-server -a 127.0.0.1 -p 4222",
+        ) from error
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -381,8 +386,9 @@ class _Responder(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.greeted.done():
-            self.greeted.set_exception(ConnectError(f"the broker closed the connection: {error or 'no reason'}",
-                                                    url=self.owner.url))
+            self.greeted.set_exception(
+                ConnectError(f"the broker closed the connection: {error or 'no reason'}", url=self.owner.url)
+            )
         if not self.ended.done():
             self.ended.set_result(None)
 
@@ -425,19 +431,20 @@ class NatsListener:
         try:
             async with asyncio.timeout(5.0):
                 transport, responder = await loop.create_connection(
-                    lambda: _Responder(self), self.address.host, self.address.port
+                    lambda: _Responder(self), self.address.host, self.address.port or 4222
                 )
                 if self.address.secure or await self._wants_tls(responder):
                     context = self.options.ssl_context or ssl.create_default_context()
-                    transport = await loop.start_tls(
-                        transport, responder, context, server_hostname=self.address.host
-                    )  # type: ignore[assignment]  # it gives a transport, or raises
+                    transport = await loop.start_tls(transport, responder, context, server_hostname=self.address.host)  # type: ignore[assignment]  # it gives a transport, or raises
                     responder.transport = transport
                     responder.greet()
                 await responder.greeted
         except (OSError, TimeoutError) as error:
-            raise ConnectError(f"no broker listens at {where}: {error}", url=self.url,
-                               hint="start one: nats-server -a 127.0.0.1 -p 4222") from error
+            raise ConnectError(
+                f"no broker listens at {where}: {error}",
+                url=self.url,
+                hint="start one: nats-server -a 127.0.0.1 -p 4222",
+            ) from error
         self._responder = responder
 
     async def _wants_tls(self, responder: _Responder) -> bool:
@@ -541,7 +548,9 @@ class NatsListener:
         about = self.handler.describe()
         metadata = {"instance": self.instance, "environments": ",".join(about["environments"])}
         try:
-            client = await nats.connect(**_nats_py_options(self.address, self.options.credentials, self.options.ssl_context))
+            client = await nats.connect(
+                **_nats_py_options(self.address, self.options.credentials, self.options.ssl_context)
+            )
             self._service = await nats.micro.add_service(
                 client, name=self.name, version="1.0.0", description=str(about["server"]), metadata=metadata
             )

@@ -1,7 +1,7 @@
 """The text protocol of NATS, bytes in, events out. No socket, no subject of ours.
 
-Of the client protocol (docs.nats.io, "Client Protocol") what a requester and a responder need: INFO, CONNECT, SUB, UNSUB,
-PUB, MSG, HMSG, PING, PONG, +OK, -ERR.
+Of the client protocol (docs.nats.io, "Client Protocol") what a requester and a responder need: INFO, CONNECT, SUB,
+UNSUB, PUB, MSG, HMSG, PING, PONG, +OK, -ERR.
 """
 
 from __future__ import annotations

@@ -133,12 +133,12 @@ class WebSocketConnection:
             message = self._next_message()
             if message is not None:
                 return message
-            if not self._read(timeout if deadline is None else deadline - time.monotonic()):
-                if timeout is not None and (deadline is None or time.monotonic() >= deadline):
-                    return None
+            read = self._read(timeout if deadline is None else deadline - time.monotonic())
+            if not read and timeout is not None and (deadline is None or time.monotonic() >= deadline):
+                return None
 
     def _short_message(self) -> bytearray | None:
-        """One read that brings one short whole message: the way of nearly every answer. Else it is left in the buffer."""
+        """One read that brings one short whole message, the way of nearly every answer; else the buffer keeps it."""
         buffer = self._buffer
         try:
             got = self._sock.recv_into(buffer)
@@ -307,7 +307,10 @@ def _masked(payload: Buffer, key: bytes) -> bytes:
 
 
 def connect(address: Address, options: ConnectOptions) -> WebSocketConnection:
-    """Open a WebSocket, or wait for a system that dials in. Raises ConnectError, Unauthenticated, Forbidden, NotFound."""
+    """Open a WebSocket, or wait for a system that dials in.
+
+    Raises ConnectError, Unauthenticated, Forbidden, NotFound; LinkTimeout when no system dials in.
+    """
     if options.listen:
         return _hub(address, options).take(options)
     deadline = time.monotonic() + options.timeout
@@ -316,8 +319,11 @@ def connect(address: Address, options: ConnectOptions) -> WebSocketConnection:
         extra = _upgrade(sock, address, options, deadline)
     except (OSError, ssl.SSLError) as error:
         sock.close()
-        raise ConnectError(f"the WebSocket handshake failed: {error}", url=address.url,
-                           hint="is this a longrein server? try: longrein ping URL") from error
+        raise ConnectError(
+            f"the WebSocket handshake failed: {error}",
+            url=address.url,
+            hint="is this a longrein server? try: longrein ping URL",
+        ) from error
     except BaseException:
         sock.close()
         raise
@@ -340,13 +346,19 @@ def open_socket(address: Address, options: ConnectOptions, default_port: int) ->
         context = options.ssl_context or ssl.create_default_context()
         return context.wrap_socket(sock, server_hostname=address.host)
     except ssl.SSLError as error:
-        raise ConnectError(f"TLS failed: {error.reason or error}", url=address.url,
-                           hint="give ca=FILE for a private authority, and certificate=, key= if it asks for yours") from error
+        raise ConnectError(
+            f"TLS failed: {error.reason or error}",
+            url=address.url,
+            hint="give ca=FILE for a private authority, and certificate=, key= if it asks for yours",
+        ) from error
     except socket.gaierror as error:
         raise ConnectError(f"the host {address.host!r} has no address: {error}", url=address.url) from error
     except OSError as error:
-        raise ConnectError(f"nothing listens at {where}: {error.strerror or error}", url=address.url,
-                           hint=f"start a server: longrein serve ENV --at {address.scheme}://{where}") from error
+        raise ConnectError(
+            f"nothing listens at {where}: {error.strerror or error}",
+            url=address.url,
+            hint=f"start a server: longrein serve ENV --at {address.scheme}://{where}",
+        ) from error
 
 
 def keep_alive(sock: Any) -> None:
@@ -367,8 +379,12 @@ def _upgrade(sock: socket.socket, address: Address, options: ConnectOptions, dea
     host = "localhost" if not address.host else f"[{address.host}]" if ":" in address.host else address.host
     port = f":{address.port}" if address.port else ""
     lines = [
-        "GET / HTTP/1.1", f"Host: {host}{port}", "Upgrade: websocket", "Connection: Upgrade",
-        f"Sec-WebSocket-Key: {key.decode()}", "Sec-WebSocket-Version: 13",
+        "GET / HTTP/1.1",
+        f"Host: {host}{port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key.decode()}",
+        "Sec-WebSocket-Version: 13",
     ]
     if options.token:
         lines.append(f"Authorization: Bearer {options.token}")
@@ -383,8 +399,11 @@ def _upgrade(sock: socket.socket, address: Address, options: ConnectOptions, dea
         raise NotFound("there is a web server here, but no longrein", url=address.url)
     accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
     if status != 101 or headers.get("sec-websocket-accept") != accept:
-        raise ConnectError(f"no WebSocket server: it answered {head.splitlines()[0][:80]!r}", url=address.url,
-                           hint="is the port right? a server of longrein over HTTP is reached by http://")
+        raise ConnectError(
+            f"no WebSocket server: it answered {head.splitlines()[0][:80]!r}",
+            url=address.url,
+            hint="is the port right? a server of longrein over HTTP is reached by http://",
+        )
     return rest
 
 
@@ -539,8 +558,11 @@ class WebSocketListener(_Lines):
                 self._welcome, ssl=self.options.ssl_context if self.address.secure else None, **where, **self.settings()
             )
         except OSError as error:
-            raise ConnectError(f"cannot listen here: {error.strerror or error}", url=self.url,
-                               hint="is the port in use? port 0 takes a free one") from error
+            raise ConnectError(
+                f"cannot listen here: {error.strerror or error}",
+                url=self.url,
+                hint="is the port in use? port 0 takes a free one",
+            ) from error
         if self._bound_path is None:
             self.url = listening_url(self.address, self._server)
 
@@ -572,11 +594,11 @@ class _UnixSocket(socket.socket):
         accepted.setblocking(False)
         return accepted, address
 
-    def setsockopt(self, level: int, *args: Any) -> None:  # type: ignore[override]  # the overloads do not matter here
+    def setsockopt(self, level: int, *args: Any) -> None:
         if level != socket.IPPROTO_TCP:
             super().setsockopt(level, *args)
 
-    def getsockopt(self, level: int, *args: Any) -> Any:  # type: ignore[override]
+    def getsockopt(self, level: int, *args: Any) -> Any:
         return 0 if level == socket.IPPROTO_TCP else super().getsockopt(level, *args)
 
 
@@ -674,7 +696,11 @@ class WebSocketDialler(_Lines):
         if self.options.token:
             headers["Authorization"] = f"Bearer {self.options.token}"
         context = self.options.ssl_context or (ssl.create_default_context() if self.address.secure else None)
-        settings = self.settings() | {"extra_headers": headers, "ssl_context": context, "websocket_handshake_timeout": 10}
+        settings = self.settings() | {
+            "extra_headers": headers,
+            "ssl_context": context,
+            "websocket_handshake_timeout": 10,
+        }
         await picows.ws_connect(lambda: _Line(self, Peer("trainer")), self.url, **settings)
 
     def disconnected(self, line: _Line) -> None:
@@ -708,8 +734,9 @@ class _Hub:
             else:
                 self._listening = socket.create_server((address.host, address.port or 0), backlog=128)
         except OSError as error:
-            raise ConnectError(f"cannot wait here: {error.strerror or error}", url=address.url,
-                               hint="is the port in use?") from error
+            raise ConnectError(
+                f"cannot wait here: {error.strerror or error}", url=address.url, hint="is the port in use?"
+            ) from error
 
     def take(self, options: ConnectOptions) -> WebSocketConnection:
         """The next system that dials in. Raises LinkTimeout when none does."""
@@ -718,8 +745,12 @@ class _Hub:
             while (found := self._wanted(options.instance)) is None:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise LinkTimeout(f"no system dialled in within {options.timeout:g} s", seconds=options.timeout,
-                                      url=self.address.url, hint=f"start it: longrein serve ENV --dial {self.address.url}")
+                    raise LinkTimeout(
+                        f"no system dialled in within {options.timeout:g} s",
+                        seconds=options.timeout,
+                        url=self.address.url,
+                        hint=f"start it: longrein serve ENV --dial {self.address.url}",
+                    )
                 self._listening.settimeout(left)
                 try:
                     sock, _ = self._listening.accept()
@@ -756,8 +787,10 @@ class _Hub:
                 sock.close()
                 return
             accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest())
-            sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                         b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+            sock.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+            )
         except (OSError, ssl.SSLError) as error:
             log.info("a system that dialled in at %s left during the handshake: %s", self.address.url, error)
             sock.close()
