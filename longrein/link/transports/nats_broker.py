@@ -38,7 +38,11 @@ class Broker:
         log = ports / "log"
         command = [_binary(), "-a", "127.0.0.1", "-p", str(port or -1), "--ports_file_dir", str(ports), "-l", str(log)]
         self._process = subprocess.Popen(
-            [*command, *self._arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, *self._arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is its owner's: the broker goes last
         )
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
