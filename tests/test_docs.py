@@ -33,7 +33,9 @@ def test_every_algorithm_has_a_page_with_its_settings(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(typer.main.get_command(cli.app).commands))  # type: ignore[attr-defined]  # a group
 def test_every_command_is_documented(name: str) -> None:
-    assert f"`longrein {name} " in (ROOT / "docs/reference/command-line.md").read_text().replace("`longrein run`", "`longrein run `")
+    assert f"`longrein {name} " in (ROOT / "docs/reference/command-line.md").read_text().replace(
+        "`longrein run`", "`longrein run `"
+    )
 
 
 @pytest.mark.parametrize("settings", [server.Limits, client.LinkOptions])

@@ -33,7 +33,12 @@ MAY: dict[str, tuple[str, ...]] = {
     ),
     "longrein.link.adapters": ("longrein.link.adapters",),
     "longrein.link.served": ("longrein.link.adapters",),
-    "longrein.link.host": ("longrein.link.codec", "longrein.link.spaces", "longrein.link.messages", "longrein.link.adapters"),
+    "longrein.link.host": (
+        "longrein.link.codec",
+        "longrein.link.spaces",
+        "longrein.link.messages",
+        "longrein.link.adapters",
+    ),
     "longrein.link.workers": ("longrein.link.host", "longrein.link.codec", "longrein.link.messages"),
     "longrein.link.server": tuple(
         f"longrein.link.{name}"
@@ -47,7 +52,15 @@ MAY["longrein.link.check"] = (*CLIENTS, "longrein.link.env", "longrein.link.vect
 
 NEVER = {
     "longrein.link": {"torch", "pickle", "tensorboard", "matplotlib"},
-    "longrein.learn": {"socket", "subprocess", "multiprocessing", "asyncio", "threading", "pathlib", "gymnasium.vector"},
+    "longrein.learn": {
+        "socket",
+        "subprocess",
+        "multiprocessing",
+        "asyncio",
+        "threading",
+        "pathlib",
+        "gymnasium.vector",
+    },
 }
 
 
@@ -86,7 +99,9 @@ def test_imports_go_one_way(module: str) -> None:
             assert any(name == one or name.startswith(one + ".") for one in allowed), f"{module} imports {name}"
         for prefix, forbidden in NEVER.items():
             if module.startswith(prefix):
-                assert not any(name == one or name.startswith(one + ".") for one in forbidden), f"{module} imports {name}"
+                assert not any(name == one or name.startswith(one + ".") for one in forbidden), (
+                    f"{module} imports {name}"
+                )
 
 
 def test_there_are_no_circles() -> None:

@@ -62,7 +62,7 @@ def encode(message: Request | Reply, *regions: Buffer) -> bytes:
     """The binary form: the message as the head, and regions of columns behind it, each of a multiple of 8 bytes."""
     head = _encoder.encode(message)
     length = len(head)
-    if not any(regions):
+    if not regions:
         return _PREFIX.pack(_MAGIC, PROTOCOL_VERSION, 0, length) + head
     return b"".join((_PREFIX.pack(_MAGIC, PROTOCOL_VERSION, 0, length), head, _PADDING[length & 7], *regions))
 
@@ -142,10 +142,13 @@ def pack_signals(rewards: Any, terminated: Any, truncated: Any, reward_shape: tu
 
     Raises SpaceError when a reward has another shape than was declared.
     """
-    reward = np.asarray(rewards, dtype="<f8")
+    reward = np.array(rewards, dtype="<f8")
     if reward.shape[1:] != reward_shape:
         raise SpaceError("reward", f"shape {reward_shape}", f"shape {reward.shape[1:]}")
-    flags = np.asarray(terminated, dtype=bool).tobytes() + np.asarray(truncated, dtype=bool).tobytes()
+    n = len(reward)
+    if not any(terminated) and not any(truncated):
+        return reward.tobytes() + bytes(2 * n + 7 & ~7)
+    flags = np.array(terminated, dtype=bool).tobytes() + np.array(truncated, dtype=bool).tobytes()
     return reward.tobytes() + flags + bytes(-len(flags) % 8)
 
 

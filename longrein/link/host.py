@@ -22,7 +22,6 @@ from longrein.link.adapters import Adapter, AgentsAdapter, BatchAdapter, Moment,
 Info = dict[str, Any]
 _INT64 = struct.Struct("<q")
 _ONE = struct.Struct("<d2?6x")  # the reward and the two flags of one environment, as `pack_signals` lays them out
-_EMPTY: list[Info] = [{}]
 
 
 class RequestFault(Exception):
@@ -182,17 +181,18 @@ class VectorHost(Host):
         self._last: list[Any] = [None] * adapter.num_envs  # what a partial reset answers for the others
         self._bare: codec.Bare | None = None
         seen, done = adapter.observation_space, adapter.action_space
+        self._numbered = isinstance(done, Discrete) and done.dtype == np.int64 and not self.actions.loose
+        if self._numbered:
+            self._first, self._count = int(done.start), int(done.n)  # type: ignore[attr-defined]  # a Discrete
         # One environment, a Box to see, numbered actions, a number as reward: `step_bare` has a short way for these.
         self._quick = (
             adapter.num_envs == 1
             and not adapter.reward_shape
             and isinstance(seen, Box)
-            and isinstance(done, Discrete)
-            and done.dtype == np.int64
+            and self._numbered
             and not self.observations.loose
         )
         if self._quick:
-            self._first, self._count = int(done.start), int(done.n)  # type: ignore[attr-defined]  # a Discrete
             self._dtype, self._shape = seen.dtype, seen.shape
             self._padding = bytes(-self.observations.columns[0].nbytes % 8)
         self._over = [False] * adapter.num_envs  # the episode has ended and no reset came yet
@@ -223,10 +223,10 @@ class VectorHost(Host):
             self._last[index], infos[index], self._over[index] = observation, info, False
         if any(observation is None for observation in self._last):
             raise RequestFault("reset_needed", "the first reset must reset all environments: leave the mask out")
-        region, loose = self._pack(self._last, text)
+        regions, loose = self._pack(self._last, text)
         scalars = spaces.scalar_types(self.observations, self._last[0]) if self._single and not text else None
         reply = m.Observed(request.lease, request.n, loose, infos if any(infos) else None, scalars)
-        return encode_reply(reply, text, region, arrays=self.arrays)
+        return encode_reply(reply, text, *regions, arrays=self.arrays)
 
     def _step(self, request: m.Step, data: codec.Buffer, offset: int, text: bool) -> bytes:
         ids: Sequence[int] = self._all if request.ids is None else [self._index(index) for index in request.ids]
@@ -234,14 +234,8 @@ class VectorHost(Host):
             raise RequestFault("bad_message", f"an environment is named twice in {request.ids}")
         if request.repeat < 1:
             raise RequestFault("bad_message", f"repeat is {request.repeat}; it counts from 1")
-        actions = self._actions(request, data, offset, len(ids), text)
-        for position, index in enumerate(ids):
-            if self._over[index] and self.autoreset != "next_step":
-                raise RequestFault("reset_needed", f"the episode of environment {index} has ended: reset it first")
-            if not (self._over[index] and self.autoreset == "next_step"):
-                path = "action" if self._single else f"action[{position}]"
-                spaces.check(self.adapter.action_space, actions[position], path)
-        if self._single and request.repeat == 1 and not self._over[0]:
+        actions = self._actions(request, data, offset, ids, text)
+        if request.repeat == 1 and not any(self._over):
             moment = self.adapter.step(ids, actions)
             final: list[Any] = []
             steps: list[int] | None = None
@@ -283,13 +277,30 @@ class VectorHost(Host):
         except Exception as error:  # the border to foreign code, as in `handle`
             return encode_reply(self._fault(m.Step(lease, 0, n), error), False)
 
-    def _actions(self, request: m.Step, data: codec.Buffer, offset: int, n: int, text: bool) -> list[Any]:
-        if not text:
-            return self.actions.unpack_each(data, offset, n, request.actions)
-        plain = request.actions
-        if not isinstance(plain, list) or len(plain) != n:
-            raise SpaceError("action", f"a list with one action for each of {n} environments", repr(plain)[:80])
-        return [spaces.from_plain(self.adapter.action_space, action) for action in plain]
+    def _actions(self, request: m.Step, data: codec.Buffer, offset: int, ids: Sequence[int], text: bool) -> list[Any]:
+        """The actions, each an element of the space; those of environments due for a reset are not looked at."""
+        space, n = self.adapter.action_space, len(ids)
+        waiting = any(self._over)
+        if waiting and self.autoreset != "next_step":
+            for index in ids:
+                if self._over[index]:
+                    raise RequestFault("reset_needed", f"the episode of environment {index} has ended: reset it first")
+        if text:
+            plain = request.actions
+            if not isinstance(plain, list) or len(plain) != n:
+                raise SpaceError("action", f"a list with one action for each of {n} environments", repr(plain)[:80])
+            actions = [spaces.from_plain(space, action) for action in plain]
+        elif self._numbered and not waiting:
+            numbers = self.actions.unpack_batch(data, offset, n, request.actions)
+            if bool(((numbers >= self._first) & (numbers < self._first + self._count)).all()):
+                return list(numbers)
+            actions = list(numbers)
+        else:
+            actions = self.actions.unpack_each(data, offset, n, request.actions)
+        for position, index in enumerate(ids):
+            if not self._over[index]:
+                spaces.check(space, actions[position], "action" if self._single else f"action[{position}]")
+        return actions
 
     def _advance(
         self, ids: Sequence[int], actions: list[Any], repeat: int
@@ -324,6 +335,8 @@ class VectorHost(Host):
 
     def _end(self, ids: Sequence[int], moment: Moment, final: list[Any]) -> None:
         """Mark the episodes that ended; under same-step autoreset begin the next ones and keep what was final."""
+        if not any(moment.terminated) and not any(moment.truncated):
+            return
         for position, index in enumerate(ids):
             if not (moment.terminated[position] or moment.truncated[position]):
                 continue
@@ -335,8 +348,8 @@ class VectorHost(Host):
             moment.observations[position], moment.infos[position] = observation, info
 
     def _stepped(self, request: m.Step, moment: Moment, final: list[Any], steps: list[int] | None, text: bool) -> bytes:
-        infos = moment.infos if moment.infos != _EMPTY and any(moment.infos) else None
-        region, loose = self._pack(moment.observations, text)
+        infos = moment.infos if any(moment.infos) else None
+        regions, loose = self._pack(moment.observations, text)
         space = self.adapter.observation_space
         form = self.arrays if text else "array"
         ends = [[row, spaces.to_plain(space, seen, arrays=form), info] for row, seen, info in final] or None
@@ -354,22 +367,12 @@ class VectorHost(Host):
                 steps,
             )
             return encode_reply(reply, True, arrays=self.arrays)
-        scalars = None
-        if self._single:
-            scalars = self._scalars(moment)
-            if self.adapter.reward_shape == ():
-                signals = _ONE.pack(moment.rewards[0], bool(moment.terminated[0]), bool(moment.truncated[0]))
-            else:
-                signals = codec.pack_signals(
-                    moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape
-                )
-            if infos is None and ends is None and steps is None:
-                reply = m.Stepped(request.lease, request.n, loose, scalars=scalars)
-                return codec.encode(reply, signals, region)
-        else:
-            signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
+        scalars = self._scalars(moment) if self._single else None
+        signals = codec.pack_signals(moment.rewards, moment.terminated, moment.truncated, self.adapter.reward_shape)
+        if infos is None and ends is None and steps is None:
+            return codec.encode(m.Stepped(request.lease, request.n, loose, scalars=scalars), signals, *regions)
         reply = m.Stepped(request.lease, request.n, loose, infos=infos, final=ends, scalars=scalars, steps=steps)
-        return encode_reply(reply, False, signals, region)
+        return encode_reply(reply, False, signals, *regions)
 
     def _scalars(self, moment: Moment) -> str | None:
         letters = spaces.scalar_types(self.observations, moment.observations[0])
@@ -378,10 +381,10 @@ class VectorHost(Host):
             return None
         return f"{letters or ''};{spaces.scalar_letter(reward)}"
 
-    def _pack(self, values: list[Any], text: bool) -> tuple[Any, Any]:
+    def _pack(self, values: list[Any], text: bool) -> tuple[list[codec.Buffer], Any]:
         if not text:
-            return self.observations.pack(values)
-        return b"", [spaces.to_plain(self.adapter.observation_space, value, arrays=self.arrays) for value in values]
+            return self.observations.parts(values)
+        return [], [spaces.to_plain(self.adapter.observation_space, value, arrays=self.arrays) for value in values]
 
 
 # ------------------------------------------------------------------------------------------- a vector environment

@@ -523,6 +523,18 @@ class Layout:
         loose = [[to_plain(leaf, _at(v, keys, path)) for v in values] for path, keys, leaf in self._loose]
         return parts[0] if len(parts) == 1 else b"".join(parts), loose or None
 
+    def parts(self, values: Sequence[Any]) -> tuple[list[Buffer], list[list[Plain]] | None]:
+        """What `pack` gives, as pieces that follow one another: large elements are not copied together first."""
+        single = self._single
+        if single is not None and single.nbytes >= _VIEW_BYTES and not single.nbytes & 7:
+            dtype, shape = single.dtype, single.shape
+            if all(
+                type(v) is np.ndarray and v.dtype == dtype and v.shape == shape and v.flags.c_contiguous for v in values
+            ):
+                return [value.data for value in values], None
+        region, loose = self.pack(values)
+        return [region], loose
+
     def _pack_one(self, column: Column, value: Any) -> Buffer:
         if self._int64:
             kind = type(value)

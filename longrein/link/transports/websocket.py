@@ -42,6 +42,7 @@ _CONTINUE, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _BRACE: Final = 0x7B
 _WS_TEXT, _WS_BINARY = WSMsgType.TEXT, WSMsgType.BINARY
 _SHORT_BYTES: Final = 4096
+_LONG_BYTES: Final = 1 << 15
 
 # ---------------------------------------------------------------------------------------------------- the client's half
 
@@ -61,6 +62,7 @@ class WebSocketConnection:
         self._start = 0
         self._end = len(extra)
         self._buffer[: len(extra)] = extra
+        self._long = False  # the last message was a long one, so the next one will be
         self._keys = b""
         self._used = 0
         self._message: bytearray | None = None  # of a message that comes in several frames
@@ -124,7 +126,7 @@ class WebSocketConnection:
         return self._keys[used : used + 4]
 
     def receive(self, timeout: float | None) -> bytearray | None:
-        if not self._end and not self._secure and (timeout is None or timeout >= _WAIT_SECONDS):
+        if not self._end and not self._long and not self._secure and (timeout is None or timeout >= _WAIT_SECONDS):
             message = self._short_message()
             if message is not None:
                 return message
@@ -157,6 +159,8 @@ class WebSocketConnection:
         """Read once into the buffer; False when nothing came within `wait` or the kernel's own wait."""
         if self._end == len(self._buffer):
             self._make_room()
+        if self._long and not self._end:  # its head first, so that all the rest goes straight to where it will stay
+            return self._read_into(self._view[:16], wait) > 0
         return self._read_into(self._view[self._end :], wait) > 0
 
     def _make_room(self) -> None:
@@ -213,7 +217,7 @@ class WebSocketConnection:
                 key = bytes(self._buffer[start + offset : start + offset + 4])
                 offset += 4
             if held < offset + length:
-                if length + offset <= len(self._buffer):
+                if length + offset <= len(self._buffer) and not self._long:
                     if start + offset + length > len(self._buffer):
                         self._make_room()
                     return None
@@ -233,6 +237,7 @@ class WebSocketConnection:
 
     def _long_payload(self, begin: int, length: int) -> bytearray:
         """A payload longer than the buffer: its rest is read into the memory that the caller gets."""
+        self._long = length > _LONG_BYTES
         payload = bytearray(length)
         have = self._end - begin
         payload[:have] = self._view[begin : self._end]
