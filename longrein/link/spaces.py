@@ -111,7 +111,9 @@ def _bounds(bound: Array, path: str) -> Plain:
     """One number where the bound is the same everywhere, else nested lists; infinities spelled out."""
     if bound.dtype.kind == "c":
         raise SpaceError(path, "bounds of real numbers", "complex bounds")
-    if bound.size and bool((bound == bound.flat[0]).all()):
+    if not bound.size:
+        return _spelled(np.zeros((), bound.dtype).item())
+    if bool((bound == bound.flat[0]).all()):
         return _spelled(bound.flat[0].item())
     return _spelled(bound.tolist())
 
@@ -818,7 +820,10 @@ def _from_plain(space: Space[Any], plain: Plain, path: str) -> Any:
                 raise SpaceError(path, f"an integer of {_dtype(space).name}", _shown(plain)) from None
         case spaces.Box() | spaces.MultiDiscrete() | spaces.MultiBinary():
             array = _numbers(plain, np.dtype(space.dtype), path)
-            return _demand_shape(array, tuple(space.shape or ()), plain, array.dtype, path)
+            shape = tuple(space.shape or ())
+            if array.size == 0 and math.prod(shape) == 0:
+                return np.empty(shape, _dtype(space))  # nested lists do not say more than that they are empty
+            return _demand_shape(array, shape, plain, array.dtype, path)
         case spaces.Text():
             if not isinstance(plain, str):
                 raise SpaceError(path, "text", _shown(plain))
@@ -836,7 +841,10 @@ def _from_plain(space: Space[Any], plain: Plain, path: str) -> Any:
                 raise SpaceError(path, "a list", _shown(plain))
             feature = space.feature_space
             items = [_from_plain(feature, item, f"{path}[{i}]") for i, item in enumerate(plain)]
-            return concatenate(feature, items, create_empty_array(feature, len(items))) if space.stack else tuple(items)
+            if not space.stack:
+                return tuple(items)
+            empty = create_empty_array(feature, len(items))
+            return concatenate(feature, items, empty) if items else empty
         case spaces.Graph():
             return _graph_from(space, plain, path)
         case spaces.OneOf():

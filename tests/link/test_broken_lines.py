@@ -155,7 +155,7 @@ def test_leases_go_to_the_server_with_the_fewest(ended: Any) -> None:
             env.close()
 
 
-class start_two:  # noqa: N801  # used as a function
+class start_two:  # used as a function
     """Two servers of one name."""
 
     def __init__(self, url: str) -> None:
