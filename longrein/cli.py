@@ -59,6 +59,7 @@ def serve(
     client_ca: Annotated[
         Path | None, typer.Option(help="Take only clients whose certificate this authority signed.")
     ] = None,
+    ca: Annotated[Path | None, typer.Option(help="Authority of a broker's or a waiting trainer's certificate.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="Origin of web pages that may connect.")] = None,
     credentials: Annotated[
         Path | None, typer.Option(help="JSON file with a broker's user, password, token, ...")
@@ -81,6 +82,7 @@ def serve(
         certificate=certificate,
         key=key,
         client_ca=client_ca,
+        ca=ca,
         allowed_origins=allow_origin or (),
         workers=workers,
         limits=limits,

@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replace_options
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,6 +111,7 @@ class Server:
     at: URLs to listen at; port 0 takes a free one, and `urls` tells which. dial: URLs of trainers that wait.
     options: fixed options for the environments' makers. allow_options: further ones that a client may pass.
     token, token_file: who may connect. certificate, key, client_ca: files for TLS and for client certificates.
+    ca: file of the authority that signed a broker's or a waiting trainer's certificate. credentials: for a broker.
     workers: "auto" (a thread pool, and inline what is measured to be cheap), "inline", "thread" (a thread of its own
     for each lease) or "process" (a process of its own for each lease).
 
@@ -129,6 +131,7 @@ class Server:
         certificate: str | Path | None = None,
         key: str | Path | None = None,
         client_ca: str | Path | None = None,
+        ca: str | Path | None = None,
         credentials: Mapping[str, str] | None = None,
         allowed_origins: Sequence[str] = (),
         insecure: bool = False,
@@ -151,6 +154,7 @@ class Server:
         self._memory = any(address.scheme == "memory" for address, _ in addresses)
         if self._memory and len(addresses) + len(dials) > 1:
             raise SpecError("at", "memory:// stands alone: it runs in its caller's thread", hint="use a second server")
+        calling = _calling_tls(ca, certificate, key)
         listen_options = ListenOptions(
             self.limits.max_message_bytes,
             tuple(allowed_origins),
@@ -159,8 +163,11 @@ class Server:
             token,
             self.instance,
         )
-        self._listeners: list[Listener] = [t.load().listen(a, listen_options) for a, t in addresses]
-        self._listeners += [_dial_of(t)(a, listen_options) for a, t in dials]
+        call_options = replace_options(listen_options, ssl_context=calling)
+        self._listeners: list[Listener] = [
+            t.load().listen(a, call_options if a.scheme in ("nats", "tls") else listen_options) for a, t in addresses
+        ]
+        self._listeners += [_dial_of(t)(a, call_options) for a, t in dials]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -860,6 +867,21 @@ def _tls(certificate: str | Path | None, key: str | Path | None, client_ca: str 
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
         raise SpecError("certificate", f"cannot be used: {error}", file=str(certificate)) from None
+    return context
+
+
+def _calling_tls(
+    ca: str | Path | None, certificate: str | Path | None, key: str | Path | None
+) -> ssl.SSLContext | None:
+    """The TLS settings with which a server calls others: a broker, or a trainer that waits."""
+    if ca is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(ca))
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise SpecError("ca", f"cannot be used: {error}", file=str(ca)) from None
     return context
 
 

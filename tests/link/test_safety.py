@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -14,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import nkeys
 import numpy as np
 import pytest
 from cryptography import x509
@@ -37,7 +39,7 @@ from longrein.errors import (
 from longrein.link import codec
 from longrein.link import messages as m
 from longrein.link.protocol import error_of
-from longrein.link.transports import ConnectOptions, parse_url, websocket
+from longrein.link.transports import ConnectOptions, nats, parse_url, websocket
 from longrein.link.transports.nats_broker import start_broker
 
 TOKEN = "a-token-of-the-lab"
@@ -221,6 +223,35 @@ def test_a_broker_with_users_and_tls(certificates: dict[str, Path], tmp_path: Pa
             longrein.connect(url, credentials={"user": "robot", "password": "wrong"}, ca=certificates["ca"], wait=1)
         with pytest.raises(ConnectError):
             longrein.connect(url, credentials=right, wait=0.2)
+        with longrein.Server(THINGS, at=url, credentials=right, ca=certificates["ca"]) as server:
+            env = longrein.connect(server.urls[0], credentials=right, ca=certificates["ca"])
+            env.reset()
+            assert [env.step(n)[0][0] for n in range(20)] == list(range(1, 21))
+
+
+def test_a_broker_with_nkeys(tmp_path: Path) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    config = tmp_path / "nats.conf"
+    config.write_text(
+        f"authorization {{ users: [ {{ nkey: {nkeys.from_seed(bytearray(seed)).public_key.decode()} }} ] }}\n"
+    )
+    file = tmp_path / "seed"
+    file.write_bytes(bytes(seed))
+    with start_broker(0, "-c", str(config)) as broker:
+        with longrein.Server(THINGS, at=f"{broker.url}/arm", credentials={"nkey_seed": str(file)}) as server:
+            with pytest.raises(Unauthenticated):
+                longrein.connect(server.urls[0], wait=1)
+            env = longrein.connect(server.urls[0], credentials={"nkey_seed": bytes(seed).decode()})
+            env.reset()
+            env.step(1)
+
+
+def test_servers_on_a_broker_are_discovered() -> None:
+    with start_broker() as broker, longrein.Server(THINGS, at=f"{broker.url}/arm") as server:
+        (found,) = nats.discover(parse_url(f"{broker.url}/arm")[0], ConnectOptions())
+        assert found["name"] == "arm"
+        assert found["metadata"]["environments"] == "Counting"
+        assert found["metadata"]["instance"] == server.instance
 
 
 def test_a_broker_with_users() -> None:
