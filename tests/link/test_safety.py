@@ -237,13 +237,15 @@ def test_a_broker_with_nkeys(tmp_path: Path) -> None:
     )
     file = tmp_path / "seed"
     file.write_bytes(bytes(seed))
-    with start_broker(0, "-c", str(config)) as broker:
-        with longrein.Server(THINGS, at=f"{broker.url}/arm", credentials={"nkey_seed": str(file)}) as server:
-            with pytest.raises(Unauthenticated):
-                longrein.connect(server.urls[0], wait=1)
-            env = longrein.connect(server.urls[0], credentials={"nkey_seed": bytes(seed).decode()})
-            env.reset()
-            env.step(1)
+    with (
+        start_broker(0, "-c", str(config)) as broker,
+        longrein.Server(THINGS, at=f"{broker.url}/arm", credentials={"nkey_seed": str(file)}) as server,
+    ):
+        with pytest.raises(Unauthenticated):
+            longrein.connect(server.urls[0], wait=1)
+        env = longrein.connect(server.urls[0], credentials={"nkey_seed": bytes(seed).decode()})
+        env.reset()
+        env.step(1)
 
 
 def test_servers_on_a_broker_are_discovered() -> None:
