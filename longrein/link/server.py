@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replace_options
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,7 +41,7 @@ from longrein.link.transports import Address, Buffer, Line, Listener, ListenOpti
 
 log = logging.getLogger("longrein.server")
 
-SERVER_VERSION = "longrein/0.1.0"
+SERVER_VERSION = f"longrein/{version('longrein')}"
 TICK_SECONDS = 0.25
 BAD_MESSAGES = 8  # so many on one line, and the line is closed
 REMEMBERED_ENDS = 1024  # ended leases whose reason is kept, for a client that comes back

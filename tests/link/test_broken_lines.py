@@ -46,6 +46,8 @@ class CuttingProxy:
                 far = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
                 continue
+            for side in (near, far):
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._pass, args=(near, far), daemon=True).start()
 
     def _pass(self, near: socket.socket, far: socket.socket) -> None:
