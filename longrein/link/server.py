@@ -30,7 +30,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from longrein.errors import ConnectError, RemoteProtocolError, SpecError, TooLarge
+from longrein.errors import ConnectError, RemoteProtocolError, SpaceError, SpecError, TooLarge
 from longrein.link import codec, host, workers
 from longrein.link import messages as m
 from longrein.link.access import ANYONE, Principal, Tokens, one_token, read_tokens
@@ -798,6 +798,9 @@ def _fault_of_opening(name: str, error: Exception) -> m.Fault:
             return m.Fault(name, 0, error.code, str(error), details=error.details)
         case OptionRefused():
             return m.Fault(name, 0, "forbidden", str(error))
+        case SpaceError():
+            about = {"path": error.path, "expected": error.expected, "got": error.got, "hint": error.hint}
+            return m.Fault(name, 0, "bad_space", str(error), details=about)
         case SpecError():
             return m.Fault(name, 0, "bad_space", str(error), details={"path": error.key, "got": error.problem})
         case workers.WorkerFailed():

@@ -140,6 +140,16 @@ class Broken(gymnasium.Env[Any, Any]):
         return int(action), 1, False, False, {}
 
 
+class Strange(gymnasium.Env[Any, Any]):
+    """Its observations are of a space that nobody else knows."""
+
+    class Own(spaces.Space[Any]):
+        """Not one of Gymnasium's."""
+
+    observation_space = Own()
+    action_space = spaces.Discrete(2)
+
+
 class Vectorial(gymnasium.Env[Any, Any]):
     """A reward for each of two objectives."""
 

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 from conftest import env_url
-from environments import Broken, Counting, Vectorial, Zoo
+from environments import Broken, Counting, Strange, Vectorial, Zoo
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.utils.env_match import check_environments_match
 
@@ -218,6 +218,12 @@ def test_what_is_not_served_is_not_found(serve: Serve) -> None:
     for name in ("Pendulum-v1", "os:system", "../etc/passwd", ""):
         with pytest.raises(NotFound, match="Acrobot-v1, CartPole-v1"):
             longrein.connect(env_url(server, name))
+
+
+def test_a_space_that_cannot_be_described_says_so(serve: Serve) -> None:
+    server = serve([("Strange", Strange)])
+    with pytest.raises(SpaceError, match="one of Gymnasium's spaces"):
+        longrein.connect(env_url(server))
 
 
 def test_an_option_that_is_not_allowed_is_refused(serve: Serve) -> None:
