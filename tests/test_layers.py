@@ -24,7 +24,8 @@ MAY: dict[str, tuple[str, ...]] = {
     "longrein.link.spaces": (),
     "longrein.link.codec": ("longrein.link.messages",),
     "longrein.link.protocol": ("longrein.link.messages", "longrein.link.codec"),
-    "longrein.link.access": (),
+    "longrein.link.access": ("longrein.link.transports",),
+    "longrein.link.metrics": (),
     "longrein.link.transports": ("longrein.link.transports",),
     "longrein.link.transports.http_openapi": (
         "longrein.link.messages",
@@ -42,7 +43,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "longrein.link.workers": ("longrein.link.host", "longrein.link.codec", "longrein.link.messages"),
     "longrein.link.server": tuple(
         f"longrein.link.{name}"
-        for name in ("access", "codec", "host", "messages", "protocol", "served", "transports", "workers")
+        for name in ("access", "codec", "host", "messages", "metrics", "protocol", "served", "transports", "workers")
     ),
     "longrein.link.client": tuple(f"longrein.link.{name}" for name in ("codec", "messages", "protocol", "transports")),
 }

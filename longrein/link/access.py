@@ -1,14 +1,17 @@
-"""Who may do what at a server: bearer tokens with scopes. It sees tokens, never messages."""
+"""Who may reach a server, and do what there: open doors, TLS, tokens with scopes. It sees no message."""
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from longrein.errors import SpecError
+from longrein.link.transports import Address
 
 SCOPES: Final = frozenset({"open", "render", "call", "admin"})
 MIN_TOKEN_CHARS: Final = 8
@@ -77,3 +80,53 @@ def read_tokens(path: Path) -> Tokens:
 def one_token(token: str) -> Tokens:
     """A single token that may do all but administer."""
     return Tokens([(token, Principal("token", ANYONE.scopes))])
+
+
+def refuse_open_door(address: Address, guarded: bool, insecure: bool, context: ssl.SSLContext | None) -> None:
+    """Raise SpecError for an address that other machines can reach and nobody guards, or that lacks a certificate."""
+    if address.secure and address.scheme != "tls" and context is None:
+        raise SpecError("at", f"{address.url} needs a certificate", hint="give certificate=... and key=...")
+    if address.scheme in ("memory", "nats", "tls") or address.scheme.endswith("+unix") or guarded or insecure:
+        return  # a broker guards its own door; a socket's file has permissions
+    try:
+        loopback = ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        loopback = address.host == "localhost"
+    if not loopback:
+        raise SpecError(
+            "at",
+            f"{address.url} can be reached from other machines, and no token is asked for",
+            hint="give --token-file FILE, or say --insecure when whoever reaches this address may use it",
+        )
+
+
+def listening_tls(
+    certificate: str | Path | None, key: str | Path | None, client_ca: str | Path | None
+) -> ssl.SSLContext | None:
+    """The TLS settings with which a server is called; None without a certificate. Raises SpecError."""
+    if certificate is None:
+        if client_ca is not None or key is not None:
+            raise SpecError("certificate", "a key or client CA without a certificate")
+        return None
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key)
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise SpecError("certificate", f"cannot be used: {error}", file=str(certificate)) from None
+    return context
+
+
+def calling_tls(ca: str | Path | None, certificate: str | Path | None, key: str | Path | None) -> ssl.SSLContext | None:
+    """The TLS settings with which a server calls others: a broker, or a trainer that waits."""
+    if ca is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(ca))
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise SpecError("ca", f"cannot be used: {error}", file=str(ca)) from None
+    return context

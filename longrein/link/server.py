@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import logging
 import secrets
 import signal
-import ssl
 import threading
 import time
 import traceback
@@ -26,15 +24,22 @@ from typing import Any, Self
 
 import uvloop
 from msgspec.structs import replace
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from longrein.errors import ConnectError, RemoteProtocolError, SpaceError, SpecError, TooLarge
 from longrein.link import codec, host, workers
 from longrein.link import messages as m
-from longrein.link.access import ANYONE, Principal, Tokens, one_token, read_tokens
+from longrein.link.access import (
+    ANYONE,
+    Principal,
+    Tokens,
+    calling_tls,
+    listening_tls,
+    one_token,
+    read_tokens,
+    refuse_open_door,
+)
 from longrein.link.host import Host, RequestFault, encode_reply
+from longrein.link.metrics import Metrics, Reading
 from longrein.link.protocol import AUTORESET_MODES, FAULTS, MIN_LEASE_CHARS, REPLY_WINDOW, Ledger, Verdict
 from longrein.link.served import OptionRefused, Served, serve_list
 from longrein.link.transports import Address, Buffer, Line, Listener, ListenOptions, Transport, parse_url
@@ -148,14 +153,14 @@ class Server:
         dials = [parse_url(url) for url in _urls(dial)]
         if not addresses and not dials:
             raise SpecError("at", "no URL to listen at", hint="at='ws://127.0.0.1:5000'")
-        context = _tls(certificate, key, client_ca)
+        context = listening_tls(certificate, key, client_ca)
         guarded = bool(self._tokens) or client_ca is not None
         for address, _ in addresses:
-            _refuse_open_door(address, guarded, insecure, context)
+            refuse_open_door(address, guarded, insecure, context)
         self._memory = any(address.scheme == "memory" for address, _ in addresses)
         if self._memory and len(addresses) + len(dials) > 1:
             raise SpecError("at", "memory:// stands alone: it runs in its caller's thread", hint="use a second server")
-        calling = _calling_tls(ca, certificate, key)
+        calling = calling_tls(ca, certificate, key)
         listen_options = ListenOptions(
             self.limits.max_message_bytes,
             tuple(allowed_origins),
@@ -184,8 +189,7 @@ class Server:
         self.counts: Counter[str] = Counter()
         self.fault_counts: Counter[str] = Counter()
         self.seconds: dict[str, float] = {"environment": 0.0, "queue": 0.0}  # "environment", "queue"
-        self._registry = CollectorRegistry()
-        self._registry.register(_Counts(self))
+        self._metrics = Metrics(self._reading)
 
     # ------------------------------------------------------------------------------------------------ its life
 
@@ -350,7 +354,7 @@ class Server:
 
     def metrics(self) -> bytes:
         """The counters in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return self._metrics.text()
 
     def received(self, line: Line, message: Buffer) -> None:
         """A message came: judge it, and answer it now or later."""
@@ -711,12 +715,12 @@ class Server:
         counts["requests"] += lease.steps + lease.requests
         seconds["environment"] += lease.seconds
 
-    def totals(self) -> tuple[Counter[str], dict[str, float]]:
-        """The counters and the seconds, those of open leases included."""
-        counts, seconds = self.counts.copy(), self.seconds.copy()
+    def _reading(self) -> Reading:
+        """The counters as they are now, those of open leases included."""
+        counts, seconds = self.counts.copy(), dict(self.seconds)
         for lease in list(self._leases.values()):
             self._count(lease, counts, seconds)
-        return counts, seconds
+        return Reading(len(self._leases), counts, self.fault_counts, seconds)
 
     def _end_all(self, reason: str) -> None:
         for lease in list(self._leases.values()):
@@ -841,54 +845,6 @@ def _checked_kind(kind: str) -> str:
     return kind
 
 
-def _refuse_open_door(address: Address, guarded: bool, insecure: bool, context: ssl.SSLContext | None) -> None:
-    if address.secure and address.scheme != "tls" and context is None:
-        raise SpecError("at", f"{address.url} needs a certificate", hint="give certificate=... and key=...")
-    if address.scheme in ("memory", "nats", "tls") or address.scheme.endswith("+unix") or guarded or insecure:
-        return  # a broker guards its own door; a socket's file has permissions
-    try:
-        loopback = ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        loopback = address.host == "localhost"
-    if not loopback:
-        raise SpecError(
-            "at",
-            f"{address.url} can be reached from other machines, and no token is asked for",
-            hint="give --token-file FILE, or say --insecure when whoever reaches this address may use it",
-        )
-
-
-def _tls(certificate: str | Path | None, key: str | Path | None, client_ca: str | Path | None) -> ssl.SSLContext | None:
-    if certificate is None:
-        if client_ca is not None or key is not None:
-            raise SpecError("certificate", "a key or client CA without a certificate")
-        return None
-    try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificate, key)
-        if client_ca is not None:
-            context.load_verify_locations(client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise SpecError("certificate", f"cannot be used: {error}", file=str(certificate)) from None
-    return context
-
-
-def _calling_tls(
-    ca: str | Path | None, certificate: str | Path | None, key: str | Path | None
-) -> ssl.SSLContext | None:
-    """The TLS settings with which a server calls others: a broker, or a trainer that waits."""
-    if ca is None:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=str(ca))
-        if certificate is not None:
-            context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise SpecError("ca", f"cannot be used: {error}", file=str(ca)) from None
-    return context
-
-
 def _run_at_once(coroutine: Any) -> None:
     """Run a coroutine that never waits: the memory transport's, which has no loop."""
     try:
@@ -896,37 +852,3 @@ def _run_at_once(coroutine: Any) -> None:
     except StopIteration:
         return
     raise ConnectError("a transport without a loop waited")
-
-
-class _Counts(Collector):
-    """The server's counters for Prometheus, read when somebody asks."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def collect(self) -> Iterable[Any]:
-        server = self._server
-        counts, seconds = server.totals()
-        yield GaugeMetricFamily("longrein_leases", "Open leases", server.load)
-        for name, text in _COUNTERS.items():
-            yield CounterMetricFamily(f"longrein_{name}", text, counts[name])
-        faults = CounterMetricFamily("longrein_faults", "Faults by code", labels=["code"])
-        for code, count in sorted(server.fault_counts.items()):
-            faults.add_metric([code], count)
-        yield faults
-        spent = CounterMetricFamily(
-            "longrein_seconds", "Seconds spent in the environment, and waiting", labels=["where"]
-        )
-        for where in ("environment", "queue"):
-            spent.add_metric([where], seconds[where])
-        yield spent
-
-
-_COUNTERS = {
-    "steps": "Environment steps",
-    "requests": "Requests answered by an environment",
-    "leases_opened": "Leases opened",
-    "resumes": "Leases taken over by a new line",
-    "repeated_answers": "Requests that came again and were answered from the cache",
-    "bad_messages": "Messages that were none",
-}

@@ -350,7 +350,7 @@ def test_no_server_says_how_long_was_tried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     started = time.monotonic()
-    with pytest.raises(ConnectError, match=r"nothing listens at 127\.0\.0\.1:\d+.*tried for 0\.[5-9]") as raised:
+    with pytest.raises(ConnectError, match=r"nothing listens at 127\.0\.0\.1:\d+.*tried for \d") as raised:
         longrein.connect(f"ws://127.0.0.1:{port}", wait=0.5)
     assert "longrein serve" in str(raised.value)
     assert 0.4 < time.monotonic() - started < 3
