@@ -361,7 +361,7 @@ class _Responder(asyncio.Protocol):
                 first = not self.info
                 self.info = fields
                 self.owner.max_payload = int(fields.get("max_payload", 2**20))
-                if first and not fields.get("tls_required"):
+                if first and not (fields.get("tls_required") or self.owner.address.secure):
                     self.greet()
             case wire.Failure(text):
                 self._failure(text)
@@ -433,7 +433,7 @@ class NatsListener:
                 transport, responder = await loop.create_connection(
                     lambda: _Responder(self), self.address.host, self.address.port or 4222
                 )
-                if self.address.secure or await self._wants_tls(responder):
+                if await self._wants_tls(responder):
                     context = self.options.ssl_context or ssl.create_default_context()
                     transport = await loop.start_tls(transport, responder, context, server_hostname=self.address.host)  # type: ignore[assignment]  # it gives a transport, or raises
                     responder.transport = transport
@@ -448,9 +448,10 @@ class NatsListener:
         self._responder = responder
 
     async def _wants_tls(self, responder: _Responder) -> bool:
+        """Whether TLS comes next: the broker says INFO in the clear first, whatever the scheme."""
         while not responder.info and not responder.ended.done():
             await asyncio.sleep(0.001)
-        return bool(responder.info.get("tls_required"))
+        return self.address.secure or bool(responder.info.get("tls_required"))
 
     async def _stay(self) -> None:
         """Come back to the broker for as long as the server lives."""
