@@ -8,35 +8,28 @@ leases they hold (`longrein.NAME.load`), and hand what comes to the queue on to 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import re
 import secrets
-import select
-import socket
 import ssl
-import struct
 import time
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import tenacity
-
-from longrein.errors import ConnectError, ConnectionClosed, LeaseLost, RemoteProtocolError, TooLarge, Unauthenticated
+from longrein.errors import ConnectError, LeaseLost, TooLarge
 from longrein.link.transports import Address, Buffer, ConnectOptions, Handler, ListenOptions, Peer
 from longrein.link.transports import nats_wire as wire
+from longrein.link.transports.nats_line import BrokerLine, secret_of
+from longrein.link.transports.nats_responder import Responder
 
 log = logging.getLogger("longrein.nats")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _QUEUE: Final = "longrein"
-_WAIT_SECONDS: Final = 0.25
 _GRACE_SECONDS: Final = 3.0  # a server may be on its way back to the broker: its leases are not lost at once
 _LOAD_SECONDS: Final = 2.0  # how often a server tells its load
 _LOAD_STALE_SECONDS: Final = 5.0
-_READ_BYTES: Final = 1 << 18
 
 
 def _subject(name: str, *rest: str) -> str:
@@ -52,61 +45,6 @@ def _checked_name(address: Address) -> str:
     return address.path
 
 
-# ----------------------------------------------------------------------------------------------------- credentials
-
-
-def _login(info: dict[str, Any], credentials: dict[str, str], url: str) -> dict[str, Any]:
-    """The fields of CONNECT that say who we are: a user, a token, or the broker's nonce signed with an nkey."""
-    fields: dict[str, Any] = {}
-    if "user" in credentials:
-        fields |= {"user": credentials["user"], "pass": credentials.get("password", "")}
-    if "token" in credentials:
-        fields["auth_token"] = credentials["token"]
-    seed = _secret(credentials["nkey_seed"]) if "nkey_seed" in credentials else ""
-    if "creds" in credentials:
-        fields["jwt"], seed = _read_creds(Path(credentials["creds"]), url)
-    if seed:
-        import nkeys
-
-        pair = nkeys.from_seed(seed.strip().encode())
-        fields["sig"] = base64.urlsafe_b64encode(pair.sign(str(info.get("nonce", "")).encode())).rstrip(b"=").decode()
-        if "jwt" not in fields:
-            fields["nkey"] = pair.public_key.decode()
-    return fields
-
-
-def _secret(text: str) -> str:
-    """A seed, given as itself or as the path of a file."""
-    return text if text.startswith("S") and "/" not in text else Path(text).read_text()
-
-
-def _read_creds(path: Path, url: str) -> tuple[str, str]:
-    """The JWT and the seed of a .creds file."""
-    try:
-        blocks = re.findall(r"-{3,}BEGIN [^-]+-{3,}\s*(.*?)\s*-{3,}END", path.read_text(), re.DOTALL)
-    except OSError as error:
-        raise ConnectError(f"the credentials cannot be read: {error}", url=url) from None
-    if len(blocks) < 2:
-        raise ConnectError(f"{path} is no .creds file: it holds {len(blocks)} of two blocks", url=url)
-    return blocks[0], blocks[1]
-
-
-def _hello(info: dict[str, Any], credentials: dict[str, str], url: str, name: str) -> bytes:
-    fields = {
-        "verbose": False, "pedantic": False, "lang": "python", "version": "longrein", "protocol": 1, "name": name,
-        "headers": True, "no_responders": True, "echo": True,
-    } | _login(info, credentials, url)  # fmt: skip
-    return wire.connect_line(fields) + wire.PING
-
-
-def _broker_error(text: str, url: str) -> Exception:
-    if "authorization" in text.lower() or "authentication" in text.lower():
-        return Unauthenticated(
-            f"the broker refused: {text}", url=url, hint="give credentials={'user': ..., 'password': ...}"
-        )
-    return ConnectionClosed(f"the broker said {text!r}", url=url)
-
-
 # ---------------------------------------------------------------------------------------------------- the client's half
 
 
@@ -119,57 +57,39 @@ class NatsConnection:
         self._queue = _subject(self._name, "open")
         self._to = self._queue
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
-        self._closed = False
         self._last = b""
         self._refused: float | None = None  # since when nobody answers on the lease's subject
-        self._sock, info, self._reader = _open(address, options)
-        self._secure = isinstance(self._sock, ssl.SSLSocket)
-        self.max_payload = int(info.get("max_payload", 2**20))
-        self._buffer = bytearray(_READ_BYTES)
-        self._view = memoryview(self._buffer)
-        self._write(wire.subscribe_line(self._inbox, 1))
-        if self._secure:
-            self._sock.settimeout(_WAIT_SECONDS)
-        else:  # a timeout kept by the kernel: Python's own would add a poll() to every read
-            self._sock.settimeout(None)
-            wait = struct.pack("ll", 0, int(_WAIT_SECONDS * 1e6))
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 30, 0))
+        self._line = BrokerLine(address, options)
+        self._line.write(wire.subscribe_line(self._inbox, 1))
 
     def route(self, route: str, lease: str) -> None:
         if route:
             self._to = route
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self._line.fileno()
 
     def send(self, message: Buffer) -> None:
-        if len(message) > self.max_payload:
+        if len(message) > self._line.max_payload:
             raise TooLarge(
-                f"a message of {len(message)} bytes, and the broker carries {self.max_payload}", url=self._url,
+                f"a message of {len(message)} bytes, and the broker carries {self._line.max_payload}", url=self._url,
                 hint="raise max_payload in the broker's configuration, put fewer environments in a lease, or use ws://",
             )  # fmt: skip
         self._last = wire.publish(self._to, self._inbox, message)
-        self._write(self._last)
-
-    def _write(self, data: bytes) -> None:
-        try:
-            self._sock.sendall(data)
-        except OSError as error:
-            self._fail(f"sending failed: {error}")
+        self._line.write(self._last)
 
     def receive(self, timeout: float | None) -> bytearray | None:
         deadline = None if not timeout else time.monotonic() + timeout
         while True:
-            event = self._next_event()
-            if isinstance(event, wire.Message):
-                if event.status == "503":
+            message = self._line.next_message()
+            if message is not None:
+                if message.status == "503":
                     self._nobody(timeout)
                     continue
                 self._refused = None
-                return event.payload
+                return message.payload
             wait = timeout if deadline is None else deadline - time.monotonic()
-            if not self._read(wait) and timeout is not None and (deadline is None or time.monotonic() >= deadline):
+            if not self._line.read(wait) and timeout is not None and (deadline is None or time.monotonic() >= deadline):
                 return None
 
     def _nobody(self, timeout: float | None) -> None:
@@ -190,101 +110,12 @@ class NatsConnection:
                 url=self._url, hint="connect anew; connect_vec(..., on_loss='restart') does so by itself",
             )  # fmt: skip
         if timeout == 0:
-            self._fail("nobody answers for this lease")  # whoever polls mends it where waiting delays nobody
+            self._line.fail("nobody answers for this lease")  # whoever polls mends it where waiting delays nobody
         time.sleep(min(0.25, 0.02 + (now - self._refused) / 2))
-        self._write(self._last)
-
-    def _next_event(self) -> wire.Event | None:
-        """The next event that is for the caller: the broker's own are answered here."""
-        while True:
-            try:
-                event = self._reader.next_event()
-            except RemoteProtocolError as error:
-                self._fail(str(error))
-            match event:
-                case wire.Control("PING"):
-                    self._write(wire.PONG)
-                case wire.Failure(text):
-                    self.close()
-                    raise _broker_error(text, self._url)
-                case wire.Info(fields):
-                    self.max_payload = int(fields.get("max_payload", self.max_payload))
-                case wire.Control():
-                    pass
-                case _:
-                    return event
-
-    def _read(self, wait: float | None) -> bool:
-        try:
-            if wait is not None and wait < _WAIT_SECONDS and not (self._secure and self._sock.pending()):  # type: ignore[attr-defined]  # an SSLSocket
-                poll = select.poll()
-                poll.register(self._sock, select.POLLIN)
-                if not poll.poll(max(wait, 0) * 1000):
-                    return False
-            got = self._sock.recv_into(self._view)
-        except (BlockingIOError, TimeoutError, ssl.SSLWantReadError):
-            return False
-        except (OSError, ValueError) as error:
-            self._fail(f"reading failed: {error}")
-        if got == 0:
-            self._fail("the broker closed the connection")
-        self._reader.feed(self._view[:got])
-        return True
-
-    def _fail(self, reason: str) -> None:
-        self.close()
-        raise ConnectionClosed(reason, url=self._url)
+        self._line.write(self._last)
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._sock.close()
-
-
-def _open(address: Address, options: ConnectOptions) -> tuple[socket.socket, dict[str, Any], wire.Reader]:
-    """A socket on which the broker has said PONG, what its INFO says, and the reader that heard it."""
-    where = f"{address.host}:{address.port}"
-    deadline = time.monotonic() + options.timeout
-    try:
-        sock = socket.create_connection((address.host, address.port or 4222), options.timeout)
-    except OSError as error:
-        raise ConnectError(
-            f"no broker listens at {where}: {error.strerror or error}",
-            url=address.url,
-            hint="start one: nats-server -a 127.0.0.1 -p 4222",
-        ) from error
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        reader = wire.Reader(options.max_message_bytes)
-        info = _await(sock, reader, wire.Info, deadline, address.url).fields
-        if address.secure or info.get("tls_required"):
-            context = options.ssl_context or ssl.create_default_context()
-            sock = context.wrap_socket(sock, server_hostname=address.host)
-        sock.sendall(_hello(info, options.credentials, address.url, "longrein"))
-        _await(sock, reader, wire.Control, deadline, address.url)
-        return sock, info, reader
-    except (OSError, RemoteProtocolError) as error:
-        sock.close()
-        raise ConnectError(f"no NATS broker answers at {where}: {error}", url=address.url) from error
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _await(sock: socket.socket, reader: wire.Reader, kind: type, deadline: float, url: str) -> Any:
-    while True:
-        event = reader.next_event()
-        if isinstance(event, wire.Failure):
-            raise _broker_error(event.text, url)
-        if isinstance(event, kind):
-            return event
-        if event is None:
-            sock.settimeout(max(0.01, deadline - time.monotonic()))
-            data = sock.recv(65536)
-            if not data:
-                raise ConnectionResetError("it closed the connection")
-            reader.feed(data)
+        self._line.close()
 
 
 def connect(address: Address, options: ConnectOptions) -> NatsConnection:
@@ -298,11 +129,12 @@ def connect(address: Address, options: ConnectOptions) -> NatsConnection:
 class _Line:
     """One request: its answer goes to the subject that it named."""
 
-    __slots__ = ("_owner", "_reply", "peer")
+    __slots__ = ("_owner", "_reply", "_responder", "peer")
     persistent = False
 
-    def __init__(self, owner: NatsListener, reply: str) -> None:
+    def __init__(self, owner: NatsListener, responder: Responder, reply: str) -> None:
         self._owner = owner
+        self._responder = responder
         self._reply = reply
         self.peer = _PEER
 
@@ -311,86 +143,13 @@ class _Line:
 
     def send(self, message: Buffer, *, final: bool = True) -> None:
         """Raises TooLarge when the broker carries no message of this length."""
-        self._owner.publish(self._reply, "", message)
+        self._responder.publish(self._reply, message)
 
     def close(self, reason: str = "") -> None:
         pass
 
 
 _PEER: Final = Peer("nats")
-
-
-class _Responder(asyncio.Protocol):
-    """One connection of the server to the broker."""
-
-    def __init__(self, owner: NatsListener) -> None:
-        self.owner = owner
-        self.ended = asyncio.get_running_loop().create_future()
-        self.greeted = asyncio.get_running_loop().create_future()
-        self.transport: asyncio.Transport | None = None
-        self.info: dict[str, Any] = {}
-        self._reader = wire.Reader(owner.options.max_message_bytes)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def data_received(self, data: bytes) -> None:
-        reader, owner = self._reader, self.owner
-        try:
-            reader.feed(data)
-            while (event := reader.next_event()) is not None:
-                if type(event) is wire.Message:
-                    owner.received(event)
-                else:
-                    self._control(event)
-        except RemoteProtocolError as error:
-            self.end(str(error))
-
-    def _control(self, event: wire.Event) -> None:
-        assert self.transport is not None
-        match event:
-            case wire.Control("PING"):
-                self.transport.write(wire.PONG)
-            case wire.Control("PONG"):
-                if not self.greeted.done():
-                    self.greeted.set_result(None)
-            case wire.Info(fields):
-                first = not self.info
-                self.info = fields
-                self.owner.max_payload = int(fields.get("max_payload", 2**20))
-                if first and not (fields.get("tls_required") or self.owner.address.secure):
-                    self.greet()
-            case wire.Failure(text):
-                self._failure(text)
-
-    def _failure(self, text: str) -> None:
-        if not self.greeted.done():
-            self.greeted.set_exception(_broker_error(text, self.owner.url))
-        log.warning("the broker at %s says: %s", self.owner.url, text)
-
-    def greet(self) -> None:
-        """Say who we are, and to what we listen."""
-        assert self.transport is not None
-        owner = self.owner
-        self.transport.write(
-            _hello(self.info, owner.options.credentials, owner.url, f"longrein server {owner.name}")
-            + b"".join(owner.subscriptions())
-        )
-
-    def end(self, reason: str) -> None:
-        if self.transport is not None:
-            self.transport.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.greeted.done():
-            self.greeted.set_exception(
-                ConnectError(f"the broker closed the connection: {error or 'no reason'}", url=self.owner.url)
-            )
-        if not self.ended.done():
-            self.ended.set_result(None)
 
 
 class NatsListener:
@@ -402,10 +161,11 @@ class NatsListener:
         self.name = _checked_name(address)
         self.instance = options.instance
         self.url = f"{address.scheme}://{address.host}:{address.port}/{self.name}"
-        self.max_payload = 2**20
         self.handler: Handler
-        self._responder: _Responder | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._responder = Responder(
+            address, options, self.url, f"longrein server {self.name}", self.subscriptions, self.received
+        )
+        self._task: asyncio.Task[None] | None = None
         self._queue = _subject(self.name, "open")
         self._load = _subject(self.name, "load")
         self._others: dict[str, tuple[int, float]] = {}  # instance -> its load, and when it said so
@@ -420,53 +180,9 @@ class NatsListener:
 
     async def start(self, handler: Handler) -> None:
         self.handler = handler
-        await self._connect()
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._stay()), loop.create_task(self._tell())]
+        await self._responder.start()
+        self._task = asyncio.get_running_loop().create_task(self._tell())
         await self._announce()
-
-    async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        where = f"{self.address.host}:{self.address.port}"
-        try:
-            async with asyncio.timeout(5.0):
-                transport, responder = await loop.create_connection(
-                    lambda: _Responder(self), self.address.host, self.address.port or 4222
-                )
-                if await self._wants_tls(responder):
-                    context = self.options.ssl_context or ssl.create_default_context()
-                    transport = await loop.start_tls(transport, responder, context, server_hostname=self.address.host)  # type: ignore[assignment]  # it gives a transport, or raises
-                    responder.transport = transport
-                    responder.greet()
-                await responder.greeted
-        except (OSError, TimeoutError) as error:
-            raise ConnectError(
-                f"no broker listens at {where}: {error}",
-                url=self.url,
-                hint="start one: nats-server -a 127.0.0.1 -p 4222",
-            ) from error
-        self._responder = responder
-
-    async def _wants_tls(self, responder: _Responder) -> bool:
-        """Whether TLS comes next: the broker says INFO in the clear first, whatever the scheme."""
-        while not responder.info and not responder.ended.done():
-            await asyncio.sleep(0.001)
-        return self.address.secure or bool(responder.info.get("tls_required"))
-
-    async def _stay(self) -> None:
-        """Come back to the broker for as long as the server lives."""
-        while True:
-            assert self._responder is not None
-            await asyncio.shield(self._responder.ended)
-            self._responder = None
-            log.warning("the broker at %s is gone: trying again", self.url)
-            async for attempt in tenacity.AsyncRetrying(
-                wait=tenacity.wait_random_exponential(multiplier=0.05, max=2.0),
-                retry=tenacity.retry_if_exception_type((ConnectError, ConnectionClosed, Unauthenticated)),
-            ):
-                with attempt:
-                    await self._connect()
-            log.info("back at the broker at %s", self.url)
 
     async def _tell(self) -> None:
         """Tell the other servers of this name our load, now and then."""
@@ -475,7 +191,7 @@ class NatsListener:
             self._tell_load()
             if not self.handler.ready and not self._drained:
                 self._drained = True
-                self._write(wire.unsubscribe_line(1))
+                self._responder.write(wire.unsubscribe_line(1))
             await asyncio.sleep(_LOAD_SECONDS if self.handler.ready else 0.2)
 
     def _tell_load(self) -> None:
@@ -483,7 +199,7 @@ class NatsListener:
         if load != self._told:
             self._told = load
             data = json.dumps({"instance": self.instance, "load": load, "ready": self.handler.ready}).encode()
-            self.publish(self._load, "", data)
+            self._responder.publish(self._load, data)
 
     def received(self, message: wire.Message) -> None:
         """A message came by one of the subscriptions."""
@@ -493,12 +209,13 @@ class NatsListener:
         if message.subject == self._queue:
             other = self._less_loaded()
             if other is not None:
-                self.publish(_subject(self.name, other, "open"), message.reply, message.payload)
+                onward = wire.publish(_subject(self.name, other, "open"), message.reply, message.payload)
+                self._responder.write(onward)
                 return
         if len(message.payload) > self.options.max_message_bytes or not message.reply:
             log.warning("a message of %d bytes without a place for its answer: dropped", len(message.payload))
             return
-        self.handler.received(_Line(self, message.reply), message.payload)
+        self.handler.received(_Line(self, self._responder, message.reply), message.payload)
         if self.handler.load != self._told:
             self._tell_load()
 
@@ -527,20 +244,6 @@ class NatsListener:
             return None
         return best if fresh[best] < self.handler.load or not self.handler.ready else None
 
-    def publish(self, subject: str, reply: str, payload: Buffer) -> None:
-        """Raises TooLarge. While the broker is gone it is dropped: who needs the answer asks again."""
-        if len(payload) > self.max_payload:
-            raise TooLarge(
-                f"an answer of {len(payload)} bytes, and the broker carries {self.max_payload}", url=self.url,
-                hint="raise max_payload in the broker's configuration, put fewer environments in a lease, or use ws://",
-            )  # fmt: skip
-        self._write(wire.publish(subject, reply, payload))
-
-    def _write(self, data: bytes) -> None:
-        responder = self._responder
-        if responder is not None and responder.transport is not None and not responder.transport.is_closing():
-            responder.transport.write(data)
-
     async def _announce(self) -> None:
         """Be found by NATS's service API (ADR-32): `nats micro ls`, $SRV.PING, $SRV.INFO, $SRV.STATS."""
         import nats
@@ -560,19 +263,16 @@ class NatsListener:
             log.warning("the server cannot be discovered at %s: %s", self.url, error)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        if self._task is not None:
+            self._task.cancel()
             with suppress(asyncio.CancelledError):
-                await task
-        self._tasks = []
+                await self._task
+            self._task = None
         if self._service is not None:
             await self._service.stop()
             await self._client.close()
             self._service = None
-        responder, self._responder = self._responder, None
-        if responder is not None:
-            responder.end("closed")
-            await responder.ended
+        await self._responder.close()
 
 
 def listen(address: Address, options: ListenOptions) -> NatsListener:
@@ -594,7 +294,7 @@ def _nats_py_options(address: Address, credentials: dict[str, str], context: ssl
         if ours in credentials:
             options[theirs] = credentials[ours]
     if "nkey_seed" in credentials:
-        options["nkeys_seed_str"] = _secret(credentials["nkey_seed"]).strip()
+        options["nkeys_seed_str"] = secret_of(credentials["nkey_seed"]).strip()
     return options
 
 
