@@ -49,11 +49,13 @@ class ConnectError(LinkError):
 
 
 class ConnectionClosed(LinkError):
-    """An open line ended. `reason` says how, where that is known."""
+    """An open line ended. `reason` says how; `code` and `said` are a WebSocket's close code and text, if there were."""
 
-    def __init__(self, reason: str, *, url: str = "", hint: str = "") -> None:
+    def __init__(self, reason: str, *, url: str = "", hint: str = "", code: int | None = None, said: str = "") -> None:
         super().__init__(f"the connection closed: {reason}", url=url, hint=hint)
         self.reason = reason
+        self.code = code
+        self.said = said
 
 
 class LinkTimeout(LinkError, TimeoutError):

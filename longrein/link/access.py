@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Final
 
 from longrein.errors import SpecError
 from longrein.link.transports import Address
+
+log = logging.getLogger("longrein.server")
 
 SCOPES: Final = frozenset({"open", "render", "call", "admin"})
 MIN_TOKEN_CHARS: Final = 8
@@ -82,22 +85,32 @@ def one_token(token: str) -> Tokens:
     return Tokens([(token, Principal("token", ANYONE.scopes))])
 
 
-def refuse_open_door(address: Address, guarded: bool, insecure: bool, context: ssl.SSLContext | None) -> None:
-    """Raise SpecError for an address that other machines can reach and nobody guards, or that lacks a certificate."""
+def refuse_open_door(
+    address: Address, guarded: bool, insecure: bool, context: ssl.SSLContext | None, *, tokens: bool = True
+) -> None:
+    """Raise SpecError for an address that other machines can reach and nobody guards, or that lacks a certificate.
+
+    tokens: whether what is spoken there knows them. Where the door is left open in so many words, the log says so once.
+    """
     if address.secure and address.scheme != "tls" and context is None:
         raise SpecError("at", f"{address.url} needs a certificate", hint="give certificate=... and key=...")
-    if address.scheme in ("memory", "nats", "tls") or address.scheme.endswith("+unix") or guarded or insecure:
+    if address.scheme in ("memory", "nats", "tls") or address.scheme.endswith("+unix") or guarded:
         return  # a broker guards its own door; a socket's file has permissions
     try:
         loopback = ipaddress.ip_address(address.host).is_loopback
     except ValueError:
         loopback = address.host == "localhost"
-    if not loopback:
-        raise SpecError(
-            "at",
-            f"{address.url} can be reached from other machines, and no token is asked for",
-            hint="give --token-file FILE, or say --insecure when whoever reaches this address may use it",
-        )
+    if loopback:
+        return
+    if insecure:
+        log.warning("%s: whoever can reach this address may step, reset and close what is served here", address.url)
+        return
+    open_door = "--insecure (insecure=True) says that whoever reaches this address may use it"
+    raise SpecError(
+        "at",
+        f"{address.url} can be reached from other machines, and no token is asked for",
+        hint=f"give --token-file FILE, or {open_door}" if tokens else open_door,
+    )
 
 
 def listening_tls(

@@ -6,10 +6,10 @@ import json
 import ssl
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tenacity
 from msgspec.structs import replace as replace_fields
@@ -31,6 +31,7 @@ from longrein.link.protocol import ANSWERS, Sheet, error_of
 from longrein.link.transports import Address, Connection, ConnectOptions, parse_url
 
 _MOST = 2**32 - 2  # numbers above it do not fit the short way of a step
+T = TypeVar("T")
 Answer = tuple[Any, bytearray, int]  # the reply, the whole message, and the offset of its columns
 
 
@@ -107,7 +108,7 @@ class Client:
         opening = m.Open(
             self._sheet.lease, 1, 0, self._address.env, wrapped, num_envs, autoreset, token=self.link.token
         )
-        self.opened: m.Opened = self._persist(self.link.wait, lambda: self._open(opening))
+        self.opened: m.Opened = persist(lambda: self._open(opening), self.link.wait, self.link.pause, url)
         self._sheet.window = int(self.opened.limits.get("reply_window", self._sheet.window))
 
     # ------------------------------------------------------------------------------------------------- one request
@@ -332,7 +333,7 @@ class Client:
     def mend(self, deadline: float | None = None) -> None:
         """Open the line again, take the lease over, and repeat what has no answer. Raises LeaseLost, ConnectError."""
         left = self.link.reconnect if deadline is None else min(self.link.reconnect, deadline - time.monotonic())
-        self._persist(max(left, 0.0), self._resume)
+        persist(self._resume, max(left, 0.0), self.link.pause, self.url)
 
     def _resume(self) -> None:
         connection = self._dial()
@@ -358,22 +359,6 @@ class Client:
         time.sleep(0.01)  # a server that is busy should not be hurried
         for data in self._sheet.repeats():
             self._connection.send(data)
-
-    def _persist(self, seconds: float, attempt: Any) -> Any:
-        """Try again, with growing pauses, while the far side does not listen or is only just going away."""
-        started = time.monotonic()
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_delay(seconds),
-            wait=tenacity.wait_random_exponential(multiplier=0.01, max=self.link.pause),
-            retry=tenacity.retry_if_exception(_is_passing),
-            reraise=True,
-        )
-        try:
-            return retrying(attempt)
-        except (ConnectError, ConnectionClosed) as error:
-            tried = time.monotonic() - started
-            text = str(error).removeprefix(f"{self.url}: ").partition("\n  hint: ")
-            raise ConnectError(f"{text[0]} (tried for {tried:.1f} s)", url=self.url, hint=text[2]) from error
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -402,6 +387,23 @@ class Client:
         finally:
             self._closed = True
             self._drop()
+
+
+def persist(attempt: Callable[[], T], seconds: float, pause: float, url: str) -> T:
+    """Try again, with growing pauses, while the far side does not listen or is only just going away."""
+    started = time.monotonic()
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_random_exponential(multiplier=0.01, max=pause),
+        retry=tenacity.retry_if_exception(_is_passing),
+        reraise=True,
+    )
+    try:
+        return retrying(attempt)
+    except (ConnectError, ConnectionClosed) as error:
+        tried = time.monotonic() - started
+        text = str(error).removeprefix(f"{url}: ").partition("\n  hint: ")
+        raise ConnectError(f"{text[0]} (tried for {tried:.1f} s)", url=url, hint=text[2]) from error
 
 
 def _is_passing(error: BaseException) -> bool:

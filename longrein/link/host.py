@@ -335,7 +335,7 @@ class VectorHost(Host):
 
     def _end(self, ids: Sequence[int], moment: Moment, final: list[Any]) -> None:
         """Mark the episodes that ended; under same-step autoreset begin the next ones and keep what was final."""
-        if not any(moment.terminated) and not any(moment.truncated):
+        if self.autoreset == "free" or not (any(moment.terminated) or any(moment.truncated)):
             return
         for position, index in enumerate(ids):
             if not (moment.terminated[position] or moment.truncated[position]):

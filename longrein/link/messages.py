@@ -53,7 +53,7 @@ class Open(Request, tag="open", frozen=True, array_like=True):
     env: str
     options: dict[str, Plain] = field(default_factory=dict)
     num_envs: int = 1
-    autoreset: str = "disabled"  # "disabled", "next_step" or "same_step"
+    autoreset: str = "disabled"  # "disabled", "next_step", "same_step" or "free"
     arrays: str = "list"  # the JSON twin only: "list" or "base64"
     token: str | None = None  # for lines that carry no Hello of their own (HTTP, NATS)
 

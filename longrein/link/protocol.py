@@ -36,7 +36,8 @@ REPLY_WINDOW: Final = 4
 """Answers that a server keeps for each lease, and requests that a client may have without an answer."""
 
 MIN_LEASE_CHARS: Final = 16
-AUTORESET_MODES: Final = ("disabled", "next_step", "same_step")
+AUTORESET_MODES: Final = ("disabled", "next_step", "same_step", "free")
+"""Gymnasium's three, and "free": a step past an episode's end goes to the environment, whatever that makes of it."""
 
 
 @dataclass(frozen=True)

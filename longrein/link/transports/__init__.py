@@ -65,6 +65,9 @@ class Handler(Protocol):
     def ready(self) -> bool:
         """Whether new leases are taken: not while draining."""
 
+    def holds(self, lease: str) -> bool:
+        """Whether this lease is still open."""
+
     def describe(self) -> dict[str, Any]:
         """The server's version, instance, environments and limits, as plain data, for pages and discovery."""
 
@@ -130,6 +133,7 @@ class ConnectOptions:
     token: str | None = None  # sent as a bearer token where the transport has headers
     listen: bool = False  # wait for a system that dials in, rather than dialling
     instance: str = ""  # wait for this one, whose lease is to be taken up again
+    path: str = "/"  # of a WebSocket's handshake, where the server is another's
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import ssl
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from longrein.errors import (
     ConnectError,
@@ -33,9 +33,6 @@ from longrein.link.transports import Address, Buffer, ConnectOptions, Listener, 
 from longrein.link.transports.http_framing import HEAD_BYTES, BadFraming, BodyTooLarge, Chunks, content_length
 from longrein.link.transports.http_json import MESSAGE_PATH
 
-if TYPE_CHECKING:
-    from longrein.link.transports import Connection
-
 BINARY_TYPE: Final = "application/vnd.longrein"
 """The media type of a message in the binary form; one of the JSON twin is application/json."""
 
@@ -45,7 +42,7 @@ _HEADS_KEPT: Final = 32
 _TIMEVAL: Final = struct.Struct("ll")  # seconds, microseconds: what SO_RCVTIMEO takes on a POSIX system
 
 
-def connect(address: Address, options: ConnectOptions) -> Connection:
+def connect(address: Address, options: ConnectOptions, *, any_status: bool = False) -> HttpConnection:
     """Open a line. Raises ConnectError, with what to do."""
     if options.listen:
         raise ConnectError("HTTP cannot wait for a system that dials in", url=address.url, hint="use ws+listen://")
@@ -58,7 +55,7 @@ def connect(address: Address, options: ConnectOptions) -> Connection:
         raise ConnectError(f"{address.host!r} is no host's name: {error}", url=address.url) from error
     except OSError as error:
         raise _refusal(address, options, error) from error
-    return HttpConnection(line, address, options)
+    return HttpConnection(line, address, options, any_status=any_status)
 
 
 def listen(address: Address, options: ListenOptions) -> Listener:
@@ -148,7 +145,12 @@ class Head:
 class HttpConnection:
     """The client's end of a kept-alive line. Responses come in the order of the requests, as HTTP/1.1 has it."""
 
-    def __init__(self, line: socket.socket, address: Address, options: ConnectOptions) -> None:
+    def __init__(
+        self, line: socket.socket, address: Address, options: ConnectOptions, *, any_status: bool = False
+    ) -> None:
+        """any_status: `receive` gives every answer's body, and `status` says what it was."""
+        self.status = 0  # of the last answer
+        self._any_status = any_status
         self._socket = line
         self._url = address.url
         self._address = address
@@ -167,15 +169,18 @@ class HttpConnection:
         self._chunks: Chunks | None = None
         self._over = ""  # why the line is over
         self._binary, self._text = self._request_heads("")
+        self._posts: dict[str, bytes] = {}
 
-    def _request_heads(self, lease: str) -> tuple[bytes, bytes]:
+    def _request_heads(self, lease: str, path: str = MESSAGE_PATH) -> tuple[bytes, bytes]:
         """The heads of a request in the binary form and in JSON, up to the number of bytes."""
         host = self._address.host or "localhost"
         if ":" in host:
             host = f"[{host}]"
         if self._address.port is not None:
             host = f"{host}:{self._address.port}"
-        lines = [f"POST {MESSAGE_PATH} HTTP/1.1", f"Host: {host}", "Longrein-Interim: 102"]
+        lines = [f"POST {path} HTTP/1.1", f"Host: {host}"]
+        if path == MESSAGE_PATH:
+            lines.append("Longrein-Interim: 102")
         if self._options.token:
             lines.append(f"Authorization: Bearer {self._options.token}")
         if lease.isascii() and lease.isprintable() and lease:
@@ -185,6 +190,23 @@ class HttpConnection:
             for kind in (BINARY_TYPE, "application/json")
         )
         return binary, text
+
+    @property
+    def over(self) -> bool:
+        """Whether the line has ended."""
+        return bool(self._over)
+
+    def post(self, path: str, body: bytes) -> None:
+        """One POST of JSON to another path than that of messages."""
+        heads = self._posts.get(path)
+        if heads is None:
+            heads = self._posts[path] = self._request_heads("", path)[1]
+        if self._over:
+            raise ConnectionClosed(self._over, url=self._url)
+        try:
+            self._socket.sendall(b"%b%d\r\n\r\n%b" % (heads, len(body), body))
+        except OSError as error:
+            raise self._send_failure(error) from error
 
     def send(self, message: Buffer) -> None:
         """One POST, in one write. Raises ConnectionClosed, or what the server refused it with."""
@@ -292,6 +314,7 @@ class HttpConnection:
             stop = end + head.length
             if stop == len(data) and head.plain:  # the common case
                 self._data = b""
+                self.status = 200
                 return bytearray(data[end:])
             if stop <= len(data) and not head.chunked:
                 self._data = data[stop:]
@@ -361,7 +384,8 @@ class HttpConnection:
         """A response that is not a plain 200: a sign of life, the last one, or a refusal."""
         if head.close:
             self._end("the server ended it after its last answer")
-        if head.status == 200:
+        self.status = head.status
+        if head.status == 200 or (self._any_status and head.status >= 300):
             return body
         if head.status < 200 and head.status != 101:
             return bytearray(head.carried)

@@ -32,8 +32,12 @@ _PEER: Final = "longrein.peer"
 class Application:
     """The application of one listener, and the connections that were handed over to it."""
 
-    def __init__(self, handler: Handler, options: ListenOptions, loop: asyncio.AbstractEventLoop) -> None:
-        self._new_protocol, self._state = _uvicorn_protocol(make_app(handler, options), loop)
+    def __init__(self, app: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
+        self._new_protocol, self._state = _uvicorn_protocol(app, loop)
+
+    def protocol(self) -> asyncio.Protocol:
+        """For a connection that is the application's from the beginning."""
+        return self._new_protocol(Peer(""))
 
     def take_over(self, transport: asyncio.Transport, peer: Peer, data: bytes) -> None:
         """Serve this connection from now on; `data` came already and was not taken."""
@@ -172,7 +176,7 @@ def make_app(handler: Handler, options: ListenOptions) -> ASGIApp:
         Route("/openapi.json", openapi),
         *(Route(path.decode(), message, methods=["POST"]) for path in http_json.PATHS),
     ]
-    return _with_origins(Starlette(routes=routes), options.allowed_origins)
+    return with_origins(Starlette(routes=routes), options.allowed_origins)
 
 
 # ------------------------------------------------------------------------------------------------------- messages
@@ -274,7 +278,7 @@ _METHODS: Final = b"GET, HEAD, POST, OPTIONS"
 _HEADERS: Final = b"authorization, content-type, longrein-lease, longrein-epoch, longrein-number, longrein-interim"
 
 
-def _with_origins(app: ASGIApp, allowed: tuple[str, ...]) -> ASGIApp:
+def with_origins(app: ASGIApp, allowed: tuple[str, ...]) -> ASGIApp:
     """Turn away browsers of origins that are not allowed, and answer the preflights of those that are.
 
     Starlette's own middleware lets a foreign origin's request pass and only hides the answer: a step would be taken.

@@ -10,9 +10,11 @@ import socket
 import stat
 from typing import Final
 
+from starlette.types import ASGIApp
+
 from longrein.errors import ConnectError
 from longrein.link.transports import Address, Handler, ListenOptions
-from longrein.link.transports.http_app import Application
+from longrein.link.transports.http_app import Application, make_app
 from longrein.link.transports.http_server import REQUEST_SECONDS, HttpProtocol
 
 SWEEP_SECONDS: Final = 1.0
@@ -22,7 +24,8 @@ SWEEP_SECONDS: Final = 1.0
 class HttpListener:
     """Listens at one address."""
 
-    def __init__(self, address: Address, options: ListenOptions) -> None:
+    def __init__(self, address: Address, options: ListenOptions, app: ASGIApp | None = None) -> None:
+        """app: an application that is to have all connections, in place of the link's own."""
         if address.secure and options.ssl_context is None:
             raise ConnectError("https needs a certificate", url=address.url, hint="give certificate=... and key=...")
         self.url = address.url
@@ -32,6 +35,7 @@ class HttpListener:
         self.application: Application = None  # type: ignore[assignment]  # as above
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # as above
         self._address = address
+        self._app = app
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -43,16 +47,17 @@ class HttpListener:
         """Begin to listen. Raises ConnectError."""
         self.loop = asyncio.get_running_loop()
         self.handler = handler
-        self.application = Application(handler, self.options, self.loop)
+        self.application = Application(self._app or make_app(handler, self.options), self.loop)
+        new_protocol = self.application.protocol if self._app is not None else lambda: HttpProtocol(self)
         context = self.options.ssl_context if self._address.secure else None
         timeout = REQUEST_SECONDS if context is not None else None
         for line in await self._bind():
             self._servers.append(
                 await self.loop.create_server(
-                    lambda: HttpProtocol(self), sock=line, ssl=context, ssl_handshake_timeout=timeout, backlog=512
+                    new_protocol, sock=line, ssl=context, ssl_handshake_timeout=timeout, backlog=512
                 )
                 if line.family != getattr(socket, "AF_UNIX", None)
-                else await self.loop.create_unix_server(lambda: HttpProtocol(self), sock=line, backlog=512)
+                else await self.loop.create_unix_server(new_protocol, sock=line, backlog=512)
             )
         self._sweep()
 

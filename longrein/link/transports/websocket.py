@@ -39,6 +39,7 @@ _BUFFER_BYTES: Final = 1 << 16
 _WAIT_SECONDS: Final = 0.25  # how long one blocking read waits before deadlines are looked at
 _REDIAL_SECONDS: Final = (0.1, 5.0)  # the first pause and the longest
 _CONTINUE, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+_WHOLE: Final = b"\x81\x82"  # how a text or a binary message of one frame begins
 _BRACE: Final = 0x7B
 _WS_TEXT, _WS_BINARY = WSMsgType.TEXT, WSMsgType.BINARY
 _SHORT_BYTES: Final = 4096
@@ -150,7 +151,7 @@ class WebSocketConnection:
             self._fail(f"reading failed: {error}")
         if got == 0:
             self._fail("the other end closed the connection")
-        if got > 2 and buffer[0] == 0x82 and buffer[1] == got - 2 < 126 and self._masks and self._message is None:
+        if got > 2 and buffer[0] in _WHOLE and buffer[1] == got - 2 < 126 and self._masks and self._message is None:
             return buffer[2:got]
         self._end = got
         return None
@@ -278,7 +279,9 @@ class WebSocketConnection:
             if code == WSCloseCode.MESSAGE_TOO_BIG.value:
                 self.close()
                 raise TooLarge(f"the server refused the message: {reason or 'too big'}", url=self._url)
-            self._fail(f"the other end closed the connection ({code}{': ' + reason if reason else ''})")
+            self.close()
+            said = f"the other end closed the connection ({code}{': ' + reason if reason else ''})"
+            raise ConnectionClosed(said, url=self._url, code=code, said=reason)
         self._fail(f"it sent a frame of kind {kind}")
         return None
 
@@ -384,7 +387,7 @@ def _upgrade(sock: socket.socket, address: Address, options: ConnectOptions, dea
     host = "localhost" if not address.host else f"[{address.host}]" if ":" in address.host else address.host
     port = f":{address.port}" if address.port else ""
     lines = [
-        "GET / HTTP/1.1",
+        f"GET {options.path} HTTP/1.1",
         f"Host: {host}{port}",
         "Upgrade: websocket",
         "Connection: Upgrade",
@@ -573,6 +576,7 @@ class WebSocketListener(_Lines):
 
     def _welcome(self, request: WSUpgradeRequest) -> Any:
         headers = request.headers
+        plain_upgrade(request)
         origin = headers.get("Origin")
         if not origin_allowed(origin, self.options.allowed_origins):
             response = picows.WSUpgradeResponse.create_error_response(
@@ -588,6 +592,12 @@ class WebSocketListener(_Lines):
             self._server = None
         if self._bound_path is not None:
             self._bound_path.unlink(missing_ok=True)
+
+
+def plain_upgrade(request: WSUpgradeRequest) -> None:
+    """Firefox says `Connection: keep-alive, Upgrade`, which is right; picows wants to read `Upgrade` alone."""
+    if "upgrade" in (word.strip().lower() for word in request.headers.get("Connection", "").split(",")):
+        request.headers["Connection"] = "Upgrade"
 
 
 class _UnixSocket(socket.socket):
