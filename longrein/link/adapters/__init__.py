@@ -134,6 +134,7 @@ class AgentsAdapter(Protocol):
 TABLE: dict[str, str] = {
     "gymnasium": "longrein.link.adapters.gymnasium:adapt_gymnasium",
     "pettingzoo": "longrein.link.adapters.pettingzoo:adapt_pettingzoo",
+    "old_gym": "longrein.link.adapters.old_gym:adapt_old_gym",
 }
 """Kinds of environment: where the function is that adapts a thing, or returns None when it is of another kind."""
 
