@@ -54,6 +54,12 @@ if "longrein/Remote-v0" not in gymnasium.registry:
         disable_env_checker=True,
     )  # fmt: skip
 
+if "nats-v0" not in gymnasium.registry:  # gymnasium.make("longrein:nats-v0"), where gym-nats had "gym_nats:nats-v0"
+    gymnasium.register(
+        "nats-v0", "longrein.link.dialects.gym_nats:NatsEnv", nondeterministic=True, order_enforce=False,
+        disable_env_checker=True,
+    )  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
