@@ -13,6 +13,7 @@ from longrein.errors import LinkError
 from longrein.link import codec, spaces
 from longrein.link import messages as m
 from longrein.link.client import Client, LinkOptions, link_options, listening
+from longrein.link.dialects import dialect_of
 
 Info = dict[str, Any]
 ENTRY_POINT = "longrein.link.env:RemoteEnv"
@@ -171,11 +172,13 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         return f"<RemoteEnv {self.remote_spec.get('id')} at {self.url}>"
 
 
-def connect(url: str, **options: Any) -> RemoteEnv:
-    """A far environment as a `gymnasium.Env`.
+def connect(url: str, **options: Any) -> gymnasium.Env[Any, Any]:
+    """A far environment as a `gymnasium.Env`: a RemoteEnv, or a dialect's at an existing server of an older system.
 
     url: ws://host:port/ENV, wss://, ws+unix:///path:/ENV, http://, https://, nats://host:port/NAME/ENV, memory://NAME;
     ws+listen://host:port waits there for a system that dials in. ENV may be left out where one thing is served.
+    gymie://host:5000/ENV, gym-nats://host:4222 and multiserver://host:18000 lead to the servers of those systems.
     options: those of `LinkOptions` (timeout, wait, token, ...); all others go to the environment's maker.
     """
-    return RemoteEnv(url, **options)
+    dialect = dialect_of(url)
+    return RemoteEnv(url, **options) if dialect is None else dialect.load().connect(url, **options)

@@ -22,6 +22,7 @@ from longrein.errors import ConnectError, ConnectionClosed, LeaseLost, LinkTimeo
 from longrein.link import codec, spaces
 from longrein.link import messages as m
 from longrein.link.client import Answer, Client, LinkOptions, link_options, listening
+from longrein.link.dialects import dialect_of
 
 Array = np.ndarray[Any, Any]
 Infos = dict[str, Any]
@@ -665,7 +666,7 @@ def _spread(urls: list[str], num_envs: int, envs_per_lease: int | None) -> list[
     return plan
 
 
-def connect_vec(url: str | Sequence[str], num_envs: int | None = None, **options: Any) -> RemoteVectorEnv:
+def connect_vec(url: str | Sequence[str], num_envs: int | None = None, **options: Any) -> VectorEnv[Any, Any, Any]:
     """Far environments as a `gymnasium.vector.VectorEnv`.
 
     url: as for `connect`, or a list of such, over which the environments are spread.
@@ -677,4 +678,9 @@ def connect_vec(url: str | Sequence[str], num_envs: int | None = None, **options
     urls = [url] if isinstance(url, str) else list(url)
     if not urls:
         raise SpecError("url", "no URL was given")
+    dialect = dialect_of(urls[0])
+    if dialect is not None:
+        from longrein.link.dialects.vector import connect_vec as connect_dialect_vec
+
+        return connect_dialect_vec(dialect, urls, num_envs, **options)
     return RemoteVectorEnv(urls, num_envs if num_envs is not None else len(urls), **options)
