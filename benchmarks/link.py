@@ -371,6 +371,22 @@ def memory(floor: Floor, seconds: float, rounds: int, peers: bool, tell: Callabl
     return [Row("memory of 1,000 idle leases", grown, "MB", "an empty server", grown, 50)]
 
 
+def show(rows: list[Row]) -> None:
+    """The table."""
+    table = Table("case", "rate", "unit", "against", "ratio", "target", "met")
+    for row in rows:
+        table.add_row(
+            row.case,
+            f"{row.rate:,.0f}",
+            row.unit,
+            row.against,
+            f"{row.ratio:.3f}" if row.ratio < 0.1 else f"{row.ratio:.2f}",
+            f"{row.target:g}",
+            "[green]yes[/]" if row.met else "[red]no[/]",
+        )
+    Console(width=130).print(table)
+
+
 CASES = {"single": single, "leases": many_leases, "pixels": pixels, "ready": first_ready, "memory": memory}
 
 
@@ -394,18 +410,7 @@ def main(
                 progress.remove_task(task)
     finally:
         floor.close()
-    table = Table("case", "rate", "unit", "against", "ratio", "target", "met")
-    for row in rows:
-        table.add_row(
-            row.case,
-            f"{row.rate:,.0f}",
-            row.unit,
-            row.against,
-            f"{row.ratio:.2f}",
-            f"{row.target:g}",
-            "[green]yes[/]" if row.met else "[red]no[/]",
-        )
-    Console(width=130).print(table)
+    show(rows)
     if out is not None:
         about = {"date": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "cores": os.cpu_count()}
         out.write_text(json.dumps({"about": about, "rows": [asdict(row) | {"met": row.met} for row in rows]}, indent=1))

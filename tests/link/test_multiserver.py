@@ -144,7 +144,9 @@ def test_an_error_says_what_is_wrong(
 def test_a_long_body_is_refused() -> None:
     limits = longrein.Limits(max_message_bytes=1000)
     with longrein.Server(["CartPole-v1"], at="http://127.0.0.1:0", dialect="multiserver", limits=limits) as server:
-        assert post(server, multiserver.RESET, b" " * 2000)[0] == 413
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(server.urls[0] + multiserver.RESET, b" " * 2000)
+        assert refused.value.code == 413
 
 
 def test_a_page_of_elsewhere_steps_nothing(server: longrein.Server) -> None:

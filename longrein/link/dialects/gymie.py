@@ -8,7 +8,6 @@ outlives the WebSocket: whoever knows its id may use it on another.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import gymnasium
@@ -23,6 +22,7 @@ from longrein.link.transports import Address, ConnectOptions, Listener, ListenOp
 from longrein.link.transports.websocket import WebSocketConnection
 
 PATH: Final = "/gym"
+_STEPS_KEPT: Final = 256
 INVALID_MESSAGE, INVALID_DATA = 1003, 1007  # the two close codes of the original
 
 
@@ -32,14 +32,6 @@ def listen(address: Address, options: ListenOptions) -> Listener:
     half = importlib.import_module("longrein.link.dialects.gymie_listener")
     listener: Listener = half.GymieListener(address, options)
     return listener
-
-
-@dataclass
-class _Awaited:
-    """A request that was sent and has no answer yet."""
-
-    method: str
-    params: dict[str, Any] = field(default_factory=dict)
 
 
 class GymieEnv(gymnasium.Env[Any, Any]):
@@ -74,8 +66,9 @@ class GymieEnv(gymnasium.Env[Any, Any]):
         )
         self._make_options = query_options(address) | env_options
         self._connection: WebSocketConnection | None = None
-        self._awaited: _Awaited | None = None
+        self._awaited = ""  # the method of a request that has no answer yet
         self._instance = ""
+        self._steps: dict[int, bytes] = {}  # the requests of numbered actions: the same bytes every time
         self._dial(link.wait)
         self._make(seed)
         self.observation_space = self._space("observation_space", observation_space)
@@ -97,12 +90,12 @@ class GymieEnv(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """With a seed a new instance is made, since Gymie takes a seed there and nowhere else."""
         super().reset(seed=seed)
-        if self._awaited is None:
+        if not self._awaited:
             self.post_reset(seed)
         return json_text.element_of(self.observation_space, self._answer("reset")), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        if self._awaited is None:
+        if not self._awaited:
             self.post_step(action)
         answer = self._answer("step")
         if not isinstance(answer, list) or len(answer) != 4 or not isinstance(answer[3], dict):
@@ -121,20 +114,29 @@ class GymieEnv(gymnasium.Env[Any, Any]):
 
     def post_step(self, action: Any) -> None:
         """Send a step; `step` takes its answer."""
+        known = self._steps.get(int(action)) if isinstance(action, (int, np.integer)) else None
+        if known is not None:
+            self._send("step", known)
+            return
         spaces.check(self.action_space, action)
-        self._post("step", instance_id=self._instance, action=json_text.plain_of(self.action_space, action))
+        plain = json_text.plain_of(self.action_space, action)
+        request = json_text.quick({"method": "step", "params": {"instance_id": self._instance, "action": plain}})
+        if type(plain) is int and len(self._steps) < _STEPS_KEPT:
+            self._steps[plain] = request
+        self._send("step", request)
 
     def close(self) -> None:
         """Close the instance at the server, and the line. May be called twice."""
         if getattr(self, "_connection", None) is not None:
             try:
-                if self._awaited is None and self._instance:
+                if not self._awaited and self._instance:
                     self._ask("close")
             except errors.LinkError:
                 pass  # a server that is gone keeps nothing
             finally:
                 self._drop()
         self._instance = ""
+        self._steps.clear()
 
     def action_sample(self) -> Any:
         """An action drawn by the server."""
@@ -146,27 +148,29 @@ class GymieEnv(gymnasium.Env[Any, Any]):
         params = {"env_id": self._env_id, **self._make_options} | ({"seed": seed} if seed is not None else {})
         self._post("make", **params)
         self._instance = self._receive().decode("utf-8", "replace")
+        self._steps.clear()
 
     def _ask(self, method: str, instance: str = "") -> Any:
         self._post(method, instance_id=instance or self._instance)
         return self._answer(method)
 
     def _answer(self, method: str) -> Any:
-        awaited = self._awaited
-        assert awaited is not None
-        if awaited.method != method:
-            raise errors.LocalProtocolError(f"{method} while {awaited.method} has no answer", url=self.url)
+        if self._awaited != method:
+            raise errors.LocalProtocolError(f"{method} while {self._awaited} has no answer", url=self.url)
         return json_text.loads(self._receive(), self.url)
 
     def _post(self, method: str, **params: Any) -> None:
         if not self._instance and method != "make":
             raise errors.LinkError("this environment is closed", url=self.url, hint="connect again")
+        self._send(method, json_text.quick({"method": method, "params": params}))
+
+    def _send(self, method: str, request: bytes) -> None:
         if self._connection is None:
             self._dial(self._link.reconnect)
         assert self._connection is not None
-        self._awaited = _Awaited(method, params)
+        self._awaited = method
         try:
-            self._connection.send(json_text.dumps({"method": method, "params": params}).encode())
+            self._connection.send(request)
         except errors.ConnectionClosed as error:
             raise self._lost(error) from None
 
@@ -176,9 +180,8 @@ class GymieEnv(gymnasium.Env[Any, Any]):
         try:
             while not (found := self._connection.receive(timeout)):
                 if found is None:
-                    asked = self._awaited.method if self._awaited is not None else "it"
                     raise errors.LinkTimeout(
-                        f"no answer to {asked} within {timeout} s; it may still be applied",
+                        f"no answer to {self._awaited} within {timeout} s; it may still be applied",
                         seconds=timeout or 0.0,
                         url=self.url,
                         hint="give a longer timeout=...",
@@ -188,12 +191,12 @@ class GymieEnv(gymnasium.Env[Any, Any]):
         except errors.LinkError:
             self._drop()
             raise
-        self._awaited = None
+        self._awaited = ""
         return found
 
     def _lost(self, error: errors.ConnectionClosed) -> errors.Error:
         """What a line that ended in the middle of a request stands for: often the server's word for an error."""
-        awaited, self._awaited = self._awaited, None
+        awaited = self._awaited
         self._drop()
         if error.code not in (INVALID_MESSAGE, INVALID_DATA):
             return error
@@ -202,7 +205,7 @@ class GymieEnv(gymnasium.Env[Any, Any]):
             return errors.LeaseLost(said, url=self.url, hint="the server restarted or reaped it: connect again")
         if said.startswith("Environment"):
             return errors.NotFound(said, url=self.url, hint="is the id right, and known to the server's gym?")
-        if awaited is not None and awaited.method in ("step", "reset", "make") and not said.startswith("Param"):
+        if awaited in ("step", "reset", "make") and not said.startswith("Param"):
             kind = "WrongAction" if said.startswith("Action") else "Exception"
             return errors.RemoteEnvError(said, type=kind, applied=None, url=self.url)
         return errors.RemoteProtocolError(said, url=self.url)
@@ -214,7 +217,7 @@ class GymieEnv(gymnasium.Env[Any, Any]):
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        self._awaited = None
+        self._awaited = ""
         if connection is not None:
             connection.close()
 

@@ -5,7 +5,7 @@ The rules of the format stand in `longrein.link.dialects.gymie`.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import secrets
 from collections import deque
@@ -30,6 +30,7 @@ from longrein.link.transports.websocket import keep_alive, listening_url, plain_
 GET_ENV: Final = "get_env"  # the one name that is served where `get_env` is overridden
 PROCESS_STEP: Final = "gymie_step"  # the attribute that is called where `process_step` is overridden
 REASON_BYTES: Final = 123  # RFC 6455 section 5.5.1: a control frame carries 125, two of them are the code
+STEPS_KEPT: Final = 64
 QUEUED: Final = 32  # frames of one client that wait, before its socket is read no further
 
 _ID: Final = re.compile(r"(?:[\w:-]+/)?[\w:.-]+-v\d+")
@@ -39,6 +40,7 @@ _ID: Final = re.compile(r"(?:[\w:-]+/)?[\w:.-]+-v\d+")
 class Instance:
     """One environment that a client made."""
 
+    name: str
     holder: Holder
     seed: int | None
     overridden: bool  # steps go through the server's own `process_step`
@@ -117,8 +119,11 @@ class GymieLine(WSListener):
         self._owner = owner
         self._transport: WSTransport | None = None
         self._frames: deque[bytes] = deque()
+        self._steps: dict[bytes, tuple[Instance, int]] = {}  # steps with numbered actions, by their bytes
+        self._stepping: tuple[Instance, Any] | None = None
         self._parts: list[bytes] = []
         self._busy = False
+        self._raw = b""  # the frame that is worked on
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
@@ -129,7 +134,16 @@ class GymieLine(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: picows.WSFrame) -> None:
         kind = frame.msg_type
-        if kind in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
+        if kind is WSMsgType.TEXT and frame.fin and not self._parts and not self._busy:
+            raw = frame.get_payload_as_bytes()
+            known = self._steps.get(raw)  # a frame that was read before is not read again
+            if known is not None:
+                self._busy = True
+                self._step(*known)
+                return
+            self._frames.append(raw)
+            self._advance()
+        elif kind in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
             self._parts.append(frame.get_payload_as_bytes())
             if sum(map(len, self._parts)) > self._owner.options.max_message_bytes:
                 self.end(1009, "over the limit of this server")
@@ -161,7 +175,7 @@ class GymieLine(WSListener):
 
     def _advance(self) -> None:
         while self._frames and not self._busy and self._transport is not None:
-            raw = self._frames.popleft()
+            raw = self._raw = self._frames.popleft()
             if len(self._frames) == QUEUED - 1:
                 self._transport.underlying_transport.resume_reading()
             self._busy = True
@@ -172,13 +186,12 @@ class GymieLine(WSListener):
                 self.end(wrong.code, str(wrong))
 
     def _take(self, raw: bytes) -> None:
-        text = raw.decode("utf-8", "replace")
         try:
-            message = json.loads(text)
+            message = json_text.parse(raw)
         except (ValueError, RecursionError):
-            raise Wrong(INVALID_MESSAGE, f"Message `{text}` is invalid") from None
+            message = None
         if not isinstance(message, dict):
-            raise Wrong(INVALID_MESSAGE, f"Message `{text}` is invalid")
+            raise Wrong(INVALID_MESSAGE, f"Message `{raw.decode('utf-8', 'replace')}` is invalid")
         if "method" not in message or "params" not in message:
             raise Wrong(INVALID_MESSAGE, f"Message keys {list(message)} are missing or invalid")
         name, params = message["method"], message["params"]
@@ -202,7 +215,7 @@ class GymieLine(WSListener):
     # ------------------------------------------------------------------------------------------------ the methods
 
     def make(self, params: dict[str, Any]) -> None:
-        """A new instance; its id is the lease's name."""
+        """A new instance."""
         env_id, seed = params["env_id"], params.get("seed")
         options = {key: value for key, value in params.items() if key not in ("env_id", "seed")}
         if not isinstance(env_id, str) or not (seed is None or type(seed) is int):
@@ -215,17 +228,19 @@ class GymieLine(WSListener):
             what = "not found" if _ID.fullmatch(env_id) else "is malformed"
             raise Wrong(INVALID_DATA, f"Environment `{env_id}` {what}")
         self._owner.forget_ended()
-        holder = Holder(self._owner.handler, self.peer, secrets.token_hex(16))
+        holder, name = Holder(self._owner.handler, self.peer), secrets.token_hex(16)
 
         def made(fault: m.Fault | None) -> None:
             if fault is None:
-                instance = Instance(holder, None if overridden else seed, PROCESS_STEP in _names(holder), line=self)
-                self._owner.instances[holder.name] = instance
+                instance = Instance(
+                    name, holder, None if overridden else seed, PROCESS_STEP in _names(holder), line=self
+                )
+                self._owner.instances[name] = instance
                 if seed is not None:
                     holder.action_space.seed(seed)
                 if self._transport is None:
                     holder.leave()
-                self._answer(holder.name)
+                self._answer(name)
             elif fault.code == "forbidden" or fault.exception == "TypeError":
                 self._fail(f"Parameters `{params}` are wrong")
             else:
@@ -239,41 +254,54 @@ class GymieLine(WSListener):
 
         def done(value: Observed | m.Fault) -> None:
             if isinstance(value, m.Fault):
-                self._fail(self._reason(value, params, _unknown(value)))
+                self._fail(self._reason(value, instance, _unknown(value)))
             else:
                 instance.fresh = False
                 space = instance.holder.observation_space
-                self._answer(json_text.dumps(json_text.plain_of(space, value.observation)))
+                self._answer(json_text.observation_text(space, value.observation))
 
         instance.holder.reset(instance.seed if instance.fresh else None, done)
 
     def step(self, params: dict[str, Any]) -> None:
         """One step; `render` renders first, as the original does."""
         instance = self._instance(params)
-        holder, action = instance.holder, params["action"]
-
-        def done(value: Stepped | m.Fault | list[Any]) -> None:
-            match value:
-                case m.Fault():
-                    self._fail(self._reason(value, params, f"Action `{action}` is wrong"))
-                case Stepped(observation, reward, terminated, truncated, info):
-                    seen = json_text.plain_of(holder.observation_space, observation)
-                    info = json_text.info_of(terminated, truncated, info)
-                    self._answer(json_text.dumps([seen, reward, terminated or truncated, info]))
-                case _:
-                    self._answer(json_text.dumps(value))
-
+        action = params["action"]
         if params.get("render"):
-            holder.render(lambda _: None)
+            instance.holder.render(lambda _: None)
+        elif type(action) is int and not instance.overridden:
+            if len(self._steps) >= STEPS_KEPT:
+                self._steps.clear()
+            self._steps[self._raw] = instance, action
+        self._step(instance, action)
+
+    def _step(self, instance: Instance, action: Any) -> None:
+        self._stepping = instance, action
+        instance.line = self
         if instance.overridden:
-            holder.call("call", PROCESS_STEP, done, action)
+            instance.holder.call("call", PROCESS_STEP, self._stepped, action)
         else:
-            holder.step(action, done)
+            instance.holder.step(action, self._stepped)
+
+    def _stepped(self, value: Stepped | m.Fault | list[Any]) -> None:
+        assert self._stepping is not None
+        if type(value) is Stepped:
+            observation, reward, terminated, truncated, info = value
+            seen = json_text.observation_text(self._stepping[0].holder.observation_space, observation)
+            told = json_text.dumps(json_text.info_of(terminated, truncated, info)) if info or truncated else "{}"
+            number = repr(reward) if type(reward) is float and math.isfinite(reward) else json_text.dumps(reward)
+            self._answer(f"[{seen}, {number}, {'true' if terminated or truncated else 'false'}, {told}]")
+        elif isinstance(value, m.Fault):
+            instance, action = self._stepping
+            self._steps.clear()
+            self._fail(self._reason(value, instance, f"Action `{action}` is wrong"))
+        else:
+            self._answer(json_text.dumps(value))
 
     def close(self, params: dict[str, Any]) -> None:
         """The instance ends."""
         instance = self._instance(params)
-        del self._owner.instances[instance.holder.name]
+        del self._owner.instances[instance.name]
+        self._steps.clear()
         instance.holder.give_back(lambda _: self._answer("true"))
 
     def observation_space(self, params: dict[str, Any]) -> None:
@@ -291,11 +319,11 @@ class GymieLine(WSListener):
 
     # ----------------------------------------------------------------------------------------------------- answers
 
-    def _reason(self, fault: m.Fault, params: dict[str, Any], reason: str) -> str:
+    def _reason(self, fault: m.Fault, instance: Instance, reason: str) -> str:
         if fault.code != "lease_lost":
             return reason
-        self._owner.instances.pop(params["instance_id"], None)
-        return f"Instance `{params['instance_id']}` not found"
+        self._owner.instances.pop(instance.name, None)
+        return f"Instance `{instance.name}` not found"
 
     def _answer(self, text: str) -> None:
         self._busy = False

@@ -6,9 +6,13 @@ Requests in, answers by callback and in order, one under way at a time. It speak
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
+
+import numpy as np
+from gymnasium import spaces as gym_spaces
 
 from longrein.errors import SpaceError
 from longrein.link import codec, spaces
@@ -17,6 +21,9 @@ from longrein.link.protocol import new_lease_name
 from longrein.link.transports import Buffer, Handler, Peer
 
 _MOST: Final = 2**32 - 2  # numbers above it do not fit the short way of a step
+_INT64: Final = struct.Struct("<q")
+_SIGNALS: Final = struct.Struct("<d2?6x")  # reward and flags of one environment, as `codec.pack_signals` has them
+_NOTHING: Final = m.Stepped("", 0)
 
 
 class Stepped(NamedTuple):
@@ -45,9 +52,9 @@ class Holder:
 
     persistent = True
 
-    def __init__(self, handler: Handler, peer: Peer, name: str = "") -> None:
+    def __init__(self, handler: Handler, peer: Peer) -> None:
         self.peer = peer
-        self.name = name or new_lease_name()
+        self.name = new_lease_name()
         self.opened: m.Opened | None = None
         self._handler = handler
         self._n = 0
@@ -55,6 +62,8 @@ class Holder:
         self._done: Done | None = None  # of the request that is under way
         self._sending = False  # the server may answer before it returns
         self._left = False
+        self._start, self._choices = 0, 0  # of numbered actions
+        self._scalar = True  # the reward is a number
         self._observed: spaces.Layout
         self._acted: spaces.Layout
         self._step: codec.Bare
@@ -76,6 +85,20 @@ class Holder:
 
     def step(self, action: Any, done: Done, *, plain: bool = True) -> None:
         """Step with an action of plain values, as JSON carries it, or with an element. `done` gets Stepped."""
+        if (
+            type(action) is int
+            and self._done is None
+            and not self._waiting
+            and 0 <= action - self._start < self._choices
+        ):
+            self._left = False  # nearly every step: a numbered action, and nothing before it
+            self._done = done
+            n = self._number()
+            region = _INT64.pack(action)
+            message = self._step.encode(n, region) if n < _MOST else codec.encode(m.Step(self.name, 1, n), region)
+            self._handler.received(self, message)
+            self._next()
+            return
         self._ask(lambda: self._step_message(action, plain), done)
 
     def render(self, done: Done) -> None:
@@ -169,7 +192,7 @@ class Holder:
             return  # Working, Draining: the older systems have no word for it
         data = message if isinstance(message, (bytes, bytearray)) else bytes(message)
         if self.opened is not None and self._stepped.number(data) == self._n:
-            self._answer(self._moment(m.Stepped(self.name, self._n), data, self._stepped.length))
+            self._answer(self._moment(_NOTHING, data, self._stepped.length))
             return
         reply, offset = codec.decode_reply(data)
         match reply:
@@ -196,6 +219,10 @@ class Holder:
             return
         self._observed = spaces.Layout(spaces.space_from(opened.observation_space))
         self._acted = spaces.Layout(spaces.space_from(opened.action_space))
+        space = self._acted.space
+        if isinstance(space, gym_spaces.Discrete) and space.dtype == np.int64:
+            self._start, self._choices = int(space.start), int(space.n)
+        self._scalar = not opened.reward_shape
         self._step = codec.Bare(m.Step(self.name, opened.epoch, 0))
         self._stepped = codec.Bare(m.Stepped(self.name, 0))
         self.opened = opened
@@ -206,9 +233,12 @@ class Holder:
         return Observed(observation, reply.infos[0] if reply.infos else {})
 
     def _moment(self, reply: m.Stepped, data: Buffer, offset: int) -> Stepped:
+        info = reply.infos[0] if reply.infos else {}
+        if self._scalar:
+            reward, terminated, truncated = _SIGNALS.unpack_from(data, offset)
+            observation = self._observed.unpack_one(data, offset + _SIGNALS.size, reply.observations)
+            return Stepped(observation, reward, terminated, truncated, info)
         assert self.opened is not None
-        shape = tuple(self.opened.reward_shape)
-        rewards, ends, cuts, offset = codec.unpack_signals(data, offset, 1, shape)
+        rewards, ends, cuts, offset = codec.unpack_signals(data, offset, 1, tuple(self.opened.reward_shape))
         observation = self._observed.unpack_one(data, offset, reply.observations)
-        reward = rewards[0] if shape else float(rewards[0])
-        return Stepped(observation, reward, bool(ends[0]), bool(cuts[0]), reply.infos[0] if reply.infos else {})
+        return Stepped(observation, rewards[0], bool(ends[0]), bool(cuts[0]), info)

@@ -11,6 +11,7 @@ import math
 from typing import Any, Final
 
 import gymnasium
+import msgspec
 import numpy as np
 
 from longrein.errors import RemoteProtocolError
@@ -40,6 +41,12 @@ def dumps(value: Any, *, compact: bool = False) -> str:
         return text.replace(encoder.encode(_INFINITY), "1e999").replace(encoder.encode(_MINUS), "-1e999")
 
 
+def observation_text(space: gymnasium.Space[Any], value: Any) -> str:
+    """The JSON of an observation, with Python's own spacing: the repr of a list of finite numbers is that already."""
+    text = repr(value.tolist()) if type(value) is np.ndarray and value.dtype.kind in "fiu" else "n"
+    return dumps(plain_of(space, value)) if "n" in text else text  # nan, inf
+
+
 def _spelled(value: Any) -> Any:
     match value:
         case float() | np.floating():
@@ -62,10 +69,27 @@ def _spelled(value: Any) -> Any:
 def loads(text: str | bytes | bytearray, url: str) -> Any:
     """The value of a text from the other end. Raises RemoteProtocolError."""
     try:
-        return json.loads(text)
+        return parse(text)
     except (ValueError, RecursionError) as error:
         shown = bytes(text[:80]) if not isinstance(text, str) else text[:80]
         raise RemoteProtocolError(f"what came is no JSON: {shown!r}: {error}", url=url) from None
+
+
+def parse(text: str | bytes | bytearray) -> Any:
+    """The value of a text. Python's own reader takes what strict JSON has not: NaN, Infinity, 1e999. ValueError."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return json.loads(text)
+
+
+def quick(value: Any) -> bytes:
+    """The bytes of a request of ours, in which no value is None; by `dumps` where a number is one that JSON has not."""
+    try:
+        data = msgspec.json.encode(value)
+    except TypeError:
+        return dumps(value).encode()
+    return dumps(value).encode() if b"null" in data else data  # msgspec writes null for NaN and for infinities
 
 
 def plain_of(space: gymnasium.Space[Any], value: Any) -> Any:

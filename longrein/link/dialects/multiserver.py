@@ -174,7 +174,7 @@ class MultiServerEnv(gymnasium.Env[Any, Any]):
         if connection is None or connection.over:
             self._dial(self._link.reconnect)
         assert self._connection is not None
-        self._connection.post(route, json.dumps(json_text.dumps(params)).encode())
+        self._connection.post(route, json_text.quick(json_text.dumps(params)))
         self._posted = route
 
     def _answer(self, route: str) -> dict[str, Any]:

@@ -35,10 +35,6 @@ class Application:
     def __init__(self, app: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
         self._new_protocol, self._state = _uvicorn_protocol(app, loop)
 
-    def protocol(self) -> asyncio.Protocol:
-        """For a connection that is the application's from the beginning."""
-        return self._new_protocol(Peer(""))
-
     def take_over(self, transport: asyncio.Transport, peer: Peer, data: bytes) -> None:
         """Serve this connection from now on; `data` came already and was not taken."""
         protocol = self._new_protocol(peer)

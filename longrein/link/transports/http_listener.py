@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.types import ASGIApp
@@ -24,8 +25,14 @@ SWEEP_SECONDS: Final = 1.0
 class HttpListener:
     """Listens at one address."""
 
-    def __init__(self, address: Address, options: ListenOptions, app: ASGIApp | None = None) -> None:
-        """app: an application that is to have all connections, in place of the link's own."""
+    def __init__(
+        self,
+        address: Address,
+        options: ListenOptions,
+        routes: Mapping[bytes, str] | None = None,
+        app: ASGIApp | None = None,
+    ) -> None:
+        """routes: paths of another protocol than the link's, whose POSTs the handler gets; app: for all other paths."""
         if address.secure and options.ssl_context is None:
             raise ConnectError("https needs a certificate", url=address.url, hint="give certificate=... and key=...")
         self.url = address.url
@@ -35,6 +42,7 @@ class HttpListener:
         self.application: Application = None  # type: ignore[assignment]  # as above
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # as above
         self._address = address
+        self.routes = routes
         self._app = app
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -48,16 +56,15 @@ class HttpListener:
         self.loop = asyncio.get_running_loop()
         self.handler = handler
         self.application = Application(self._app or make_app(handler, self.options), self.loop)
-        new_protocol = self.application.protocol if self._app is not None else lambda: HttpProtocol(self)
         context = self.options.ssl_context if self._address.secure else None
         timeout = REQUEST_SECONDS if context is not None else None
         for line in await self._bind():
             self._servers.append(
                 await self.loop.create_server(
-                    new_protocol, sock=line, ssl=context, ssl_handshake_timeout=timeout, backlog=512
+                    lambda: HttpProtocol(self), sock=line, ssl=context, ssl_handshake_timeout=timeout, backlog=512
                 )
                 if line.family != getattr(socket, "AF_UNIX", None)
-                else await self.loop.create_unix_server(new_protocol, sock=line, backlog=512)
+                else await self.loop.create_unix_server(lambda: HttpProtocol(self), sock=line, backlog=512)
             )
         self._sweep()
 

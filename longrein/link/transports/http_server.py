@@ -63,8 +63,9 @@ _PHRASES: Final = {
 class Head:
     """What the head of a request says, and what follows from it."""
 
-    kind: str  # the path's type of message, "" for MESSAGE_PATH
+    kind: str  # the path's type of message, "" for MESSAGE_PATH; of a foreign route its name
     peer: Peer
+    foreign: bool = False  # a route that is not the link's: its bodies and answers pass as they are
     headers: dict[bytes, bytes] = field(default_factory=dict)  # by lower-case name; the last of a name
     length: int = 0
     chunked: bool = False
@@ -102,6 +103,11 @@ class RequestLine:
                 self._connection.answer(self, message)
             else:
                 self._connection.sign_of_life(message)
+
+    def reply(self, status: int, body: bytes) -> None:
+        """Answer a foreign route with a JSON object."""
+        if self.answer is None:
+            self._connection.answer(self, body, status)
 
     def close(self, reason: str = "") -> None:
         """End the connection in place of an answer. Nothing happens once the answer is given."""
@@ -258,7 +264,9 @@ class HttpProtocol(asyncio.Protocol):
         self._lines.append(line)
         if not head.keep_alive:
             self._ending = True  # its last request: what follows is not taken
-        if head.kind:
+        if head.foreign:
+            pass
+        elif head.kind:
             try:
                 body = http_json.to_message(head.kind, body, head.headers)
             except http_json.BadBody as error:
@@ -282,17 +290,20 @@ class HttpProtocol(asyncio.Protocol):
 
     def _read_head(self, text: bytes) -> Head | None:
         """The head's meaning; None where it is the application's to answer."""
-        if not text.startswith(b"POST /v1/"):
+        routes, foreign = (self._listener.routes, True) if self._listener.routes else (http_json.PATHS, False)
+        if not text.startswith(b"POST /" if foreign else b"POST /v1/"):
             return None
         reader = HeadReader()
         try:
             reader.read(text)
         except httptools.HttpParserError as error:
             return Head("", self._peer, refusal=(400, f"this is not HTTP/1.1: {error}"), keep_alive=False)
-        kind = http_json.PATHS.get(reader.url)
+        kind = routes.get(reader.url)
         if kind is None:
             return None
         head = self._judge(kind, reader)
+        head.foreign = foreign
+        head.simple = head.simple and not (kind and not foreign)
         # Without a bound on both, a client could have us keep any number of bytes for it.
         if len(text) < 2048:
             if len(self._heads) >= _HEADS_KEPT:
@@ -306,7 +317,7 @@ class HttpProtocol(asyncio.Protocol):
         peer = self._peer
         if scheme.lower() == b"bearer":
             peer = Peer(peer.address, token.strip().decode("latin-1"), peer.certificate)
-        head = Head(kind, peer, headers, keep_alive=reader.keep_alive)
+        head = Head(kind, peer, headers=headers, keep_alive=reader.keep_alive)
         head.interim = headers.get(b"longrein-interim") == b"102"
         head.expects = headers.get(b"expect", b"").lower() == b"100-continue"
         origin = headers.get(b"origin")
@@ -330,20 +341,21 @@ class HttpProtocol(asyncio.Protocol):
                 head.refusal = 400, "Content-Length beside Transfer-Encoding"
         elif head.length > self._options.max_message_bytes:
             head.refusal = 413, f"a body of {head.length} bytes; the limit is {self._options.max_message_bytes}"
-        head.simple = head.refusal is None and not (kind or head.chunked or not head.length) and head.keep_alive
+        head.simple = head.refusal is None and not (head.chunked or not head.length) and head.keep_alive
         head.binary_start = _BINARY_OK + head.extra + _LENGTH
         head.text_start = _JSON_OK + head.extra + _LENGTH
         return head
 
     # ------------------------------------------------------------------------------------------ writing answers
 
-    def answer(self, line: RequestLine, message: Buffer) -> None:
+    def answer(self, line: RequestLine, message: Buffer, status: int = 200) -> None:
         """The answer to one request: out now if it is the oldest, kept until then otherwise."""
         lines = self._lines
         head = line.head
         text = message[:1] == b"{"
         size = len(message)
-        if head.simple and size <= _JOIN_BYTES and len(lines) == 1 and lines[0] is line and not line.last:
+        alone = len(lines) == 1 and lines[0] is line
+        if head.simple and status == 200 and size <= _JOIN_BYTES and alone and not line.last:
             line.answer = _SENT
             if not self._transport.is_closing():
                 lines.clear()
@@ -352,7 +364,9 @@ class HttpProtocol(asyncio.Protocol):
                 if self._paused:
                     self._listener.loop.call_soon(self._go_on)
             return
-        if head.kind and text and (status := http_json.status_of(message)) != 200:
+        if head.kind and text and not head.foreign:
+            status = http_json.status_of(message)
+        if status != 200:
             first = b"HTTP/1.1 %d %b\r\n%b" % (status, _PHRASES[status].encode(), _JSON)
         else:
             first = _JSON_OK if text else _BINARY_OK
