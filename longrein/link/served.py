@@ -2,6 +2,7 @@
 
 A thing to serve is given by whoever starts the server, as one of
   an id of Gymnasium's registry        "CartPole-v1", "ALE/Pong-v5", "module:Id-v0"
+  a kind and a name                    "atari:pong"; the kinds are those of `longrein.link.makers`
   a function in a file or a module     "file.py:factory", "package.module:factory"
   a function                           called once for each copy
   an environment                       one, held by one lease at a time
@@ -9,6 +10,7 @@ A thing to serve is given by whoever starts the server, as one of
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -23,9 +25,10 @@ from typing import Any
 import gymnasium
 
 from longrein.errors import SpecError
-from longrein.link import adapters
+from longrein.link import adapters, makers
+from longrein.link.makers import gymnasium as ids
 
-OPEN_OPTIONS = frozenset({"render_mode", "max_episode_steps"})
+OPEN_OPTIONS = ids.OPTIONS
 """Options that any client may pass for a Gymnasium id. Others must be allowed by whoever starts the server."""
 
 
@@ -43,12 +46,13 @@ class Served:
     allowed: frozenset[str] = frozenset()  # further options that a client may pass; "*" for all
     exclusive: bool = False  # one thing, one lease
 
-    def make(self, num_envs: int, options: Mapping[str, Any]) -> Any:
-        """An adapter with `num_envs` environments. Raises OptionRefused, or whatever the environment raises."""
-        function = self._function()
-        allowed = self.allowed | (
-            OPEN_OPTIONS if isinstance(self.source, str) and _is_id(self.source) else _names(function)
-        )
+    def make(self, num_envs: int, options: Mapping[str, Any], autoreset: str = "disabled") -> Any:
+        """An adapter with `num_envs` environments, where it is a vector environment of its own in that autoreset mode.
+
+        Raises OptionRefused, or whatever the environment raises.
+        """
+        function, takes = self._function(num_envs, autoreset)
+        allowed = self.allowed | takes
         refused = sorted(set(options) - allowed) if "*" not in allowed else []
         if refused:
             raise OptionRefused(
@@ -62,12 +66,19 @@ class Served:
 
         return adapt(make_one(), make_one, num_envs)
 
-    def _function(self) -> Callable[..., Any]:
+    def _function(self, num_envs: int, autoreset: str) -> tuple[Callable[..., Any], frozenset[str]]:
+        """What makes one, and the options that any client may pass to it."""
         if isinstance(self.source, str):
-            return _load_function(self.source)
+            made_by = _made_by(self.source)
+            if made_by is None:
+                function = _load_function(self.source)
+                return function, _names(function)
+            kind, name = made_by
+            module = makers.load(kind)
+            return functools.partial(module.make, name, num_envs, autoreset), makers.open_options(module)
         if callable(self.source) and not isinstance(self.source, (gymnasium.Env, gymnasium.vector.VectorEnv)):
-            return self.source
-        return lambda: self.source
+            return self.source, _names(self.source)
+        return lambda: self.source, frozenset()
 
 
 def adapt(thing: Any, make: Callable[[], Any], num_envs: int) -> Any:
@@ -93,7 +104,11 @@ def serve_list(
     for thing in things:
         served = _served(thing, dict(options or {}), frozenset(allowed))
         if served.name in found:
-            raise SpecError("env", f"two things are called {served.name!r}")
+            raise SpecError(
+                "env",
+                f"two things are called {served.name!r}",
+                hint=f"serve them at two servers, or name one: longrein.Server([('other', {served.source!r})], ...)",
+            )
         found[served.name] = served
     if not found:
         raise SpecError(
@@ -108,12 +123,11 @@ def _served(thing: Any, options: dict[str, Any], allowed: frozenset[str]) -> Ser
     if isinstance(thing, Served):
         return thing
     if isinstance(thing, str):
-        if not _is_id(thing):
-            _load_function(thing)  # an error now is better than one at the first client
-            return Served(thing.rpartition(":")[2], thing, options, allowed)
-        _check_id(thing)
-        return Served(thing.rpartition(":")[2], thing, options, allowed)
+        _check(thing)
+        return Served(_name_of(thing), thing, options, allowed)
     if isinstance(thing, tuple) and len(thing) == 2:
+        if isinstance(thing[1], str):
+            _check(thing[1])
         return Served(str(thing[0]), thing[1], options, allowed)
     if isinstance(thing, (gymnasium.Env, gymnasium.vector.VectorEnv)) or not callable(thing):
         spec = getattr(thing, "spec", None)
@@ -122,7 +136,20 @@ def _served(thing: Any, options: dict[str, Any], allowed: frozenset[str]) -> Ser
     return Served(getattr(thing, "__name__", "env").replace("<lambda>", "env"), thing, options, allowed)
 
 
+def registered_ids() -> list[str]:
+    """Every id of Gymnasium's registry as it stands now, but for our own, which lead elsewhere."""
+    ours = ("longrein.", "longrein/")
+    return sorted(
+        name for name, spec in gymnasium.registry.items() if not str(spec.entry_point or "longrein.").startswith(ours)
+    )
+
+
 _FUNCTION = re.compile(r"(?P<place>[^:]+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
+
+
+def _made_by(source: str) -> tuple[str, str] | None:
+    """Kind and name of what a maker makes; None for PLACE:FUNCTION. A kind wins over a module of its name."""
+    return makers.split(source) or (("gymnasium", source) if _is_id(source) else None)
 
 
 def _is_id(source: str) -> bool:
@@ -131,23 +158,29 @@ def _is_id(source: str) -> bool:
     return match is None or (not match["place"].endswith(".py") and re.search(r"-v\d+$", source) is not None)
 
 
-def _check_id(source: str) -> None:
-    try:
-        gymnasium.spec(source)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise SpecError(
-            "env", f"{source!r}: {error}", hint="an id (CartPole-v1), module:Id-v0, or file.py:factory"
-        ) from None
+def _check(source: str) -> None:
+    """Raises SpecError for what cannot be made: an error now is better than one at the first client."""
+    made_by = _made_by(source)
+    if made_by is not None:
+        makers.check(*made_by)
+    else:
+        _load_function(source)
+
+
+def _name_of(source: str) -> str:
+    """What clients call it: what stands after the colon; of a file, the name without its ending."""
+    made_by = makers.split(source)
+    name = made_by[1] if made_by else source.rpartition(":")[2]
+    return Path(name).stem.lower() if made_by and Path(name).expanduser().is_file() else name
 
 
 def _load_function(source: str) -> Callable[..., Any]:
-    if _is_id(source):
-        return lambda **options: gymnasium.make(source, disable_env_checker=True, **options)
     place, _, name = source.rpartition(":")
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, FileNotFoundError) as error:
-        raise SpecError("env", f"{place} cannot be loaded: {error}") from None
+        hint = f"Write file.py:factory or KIND:NAME. {makers.nearest(place, list(makers.TABLE), 'kinds')}"
+        raise SpecError("env", f"{place} cannot be loaded: {error}", hint=hint) from None
     function = getattr(module, name, None)
     if not callable(function):
         raise SpecError("env", f"{place} has no function {name!r}", hint="write it as file.py:factory")

@@ -204,6 +204,8 @@ class ProcessWorker:
             return
         self._far.close()
         self._loop.add_reader(self._pipe.fileno(), self._readable)
+        # uvloop makes it non-blocking, and then a reply longer than the pipe's buffer is taken for the pipe's end.
+        os.set_blocking(self._pipe.fileno(), True)
 
     def _readable(self) -> None:
         try:
