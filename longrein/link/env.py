@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from longrein.errors import LinkError
 from longrein.link import codec, spaces
 from longrein.link import messages as m
+from longrein.link.attributes import RemoteAttributes
 from longrein.link.client import Client, LinkOptions, link_options, listening
 from longrein.link.dialects import dialect_of
 
@@ -22,7 +23,7 @@ _INT64 = struct.Struct("<q")
 _INTEGERS = (int, np.int64)
 
 
-class RemoteEnv(gymnasium.Env[Any, Any]):
+class RemoteEnv(RemoteAttributes, gymnasium.Env[Any, Any]):
     """One environment that lives elsewhere.
 
     Observations are the caller's own: each lies in memory that no later step touches.
@@ -143,22 +144,6 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             return None
         reply, _, _ = self._client.ask(m.Render)
         return reply.frame
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the far environment. The server's token must have the scope "call"."""
-        return self._attribute("call", name, codec.wrap(list(args)), codec.wrap(kwargs))
-
-    def get_attr(self, name: str) -> Any:
-        """Read an attribute of the far environment, dotted names included."""
-        return self._attribute("get", name)
-
-    def set_attr(self, name: str, value: Any) -> None:
-        """Write an attribute of the far environment."""
-        self._attribute("set", name, [codec.wrap(value)])
-
-    def _attribute(self, op: str, name: str, args: list[Any] | None = None, kwargs: Info | None = None) -> Any:
-        reply, _, _ = self._client.ask(m.Call, op, name, args or [], kwargs or {}, 0)
-        return reply.value
 
     def ping(self) -> float:
         """One round trip to the server with no environment in it; seconds."""

@@ -10,6 +10,7 @@ from pettingzoo import AECEnv, ParallelEnv
 from longrein.errors import LinkError, LocalProtocolError, SpaceError
 from longrein.link import codec, spaces
 from longrein.link import messages as m
+from longrein.link.attributes import RemoteAttributes
 from longrein.link.client import Client, LinkOptions, link_options, listening
 
 Info = dict[str, Any]
@@ -34,7 +35,7 @@ def _spaces(described: dict[str, Any]) -> dict[str, Space]:
     return {agent: spaces.space_from(description) for agent, description in described.items()}
 
 
-class RemoteParallelEnv(ParallelEnv[str, Any, Any]):
+class RemoteParallelEnv(RemoteAttributes, ParallelEnv[str, Any, Any]):
     """A world elsewhere in which all live agents act at once."""
 
     def __init__(
@@ -93,7 +94,7 @@ class RemoteParallelEnv(ParallelEnv[str, Any, Any]):
         self._client.close()
 
 
-class RemoteAECEnv(AECEnv[str, Any, Any]):
+class RemoteAECEnv(RemoteAttributes, AECEnv[str, Any, Any]):
     """A world elsewhere in which one agent acts at a time."""
 
     def __init__(
