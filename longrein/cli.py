@@ -24,17 +24,17 @@ TokenFile = Annotated[
     Path | None, typer.Option(help="File with the token; tokens with scopes, a line each, for serve.")
 ]
 CaFile = Annotated[Path | None, typer.Option(help="File of the authority that signed the server's certificate.")]
-EnvNames = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ENV...", help="An id (CartPole-v1, ALE/Pong-v5, module:Id-v0) or a function (file.py:factory)."
-    ),
-]
 
 
 @app.command()
 def serve(
-    env: EnvNames,
+    env: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ENV]...",
+            help="An id (CartPole-v1), KIND:NAME (atari:pong; see `longrein envs`), or a function (file.py:factory).",
+        ),
+    ] = None,
     at: Annotated[
         list[str] | None, typer.Option(help="URL to listen at; port 0 takes a free one. May be repeated.")
     ] = None,
@@ -64,17 +64,29 @@ def serve(
     credentials: Annotated[
         Path | None, typer.Option(help="JSON file with a broker's user, password, token, ...")
     ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="Speak an older system's wire format: gymie, gym-nats or multiserver.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Servers on consecutive ports, a process each.")] = 1,
     quiet: Annotated[bool, typer.Option(help="Only warnings.")] = False,
 ) -> None:
-    """Serve environments. What is named here is what clients may open, and nothing else."""
-    from longrein.link.server import Limits, Server
+    """Serve environments. What is named here is what clients may open, and nothing else.
 
+    With `--dialect gymie` and no ENV that is every environment that Gymnasium knows here, as Gymie has it.
+    """
+    from longrein.link.fleet import open_server
+    from longrein.link.makers import unity_setup
+    from longrein.link.server import Limits
+
+    unity_setup.move(env or [])
     _log_to_stderr(logging.WARNING if quiet else logging.INFO)
     limits = Limits(max_message_mb * 2**20, max_leases, max_leases, num_envs, lease_ttl, idle, step_timeout)
-    server = Server(
-        env,
-        at=at or (() if dial else ["ws://127.0.0.1:5000"]),
-        dial=dial or (),
+    server = open_server(
+        env or [],
+        at=at or [],
+        dial=dial or [],
+        dialect=dialect,
+        count=count,
         options=_pairs(option or []),
         allow_options=allow_option or (),
         token_file=token_file,
@@ -120,6 +132,26 @@ def ping(
     from longrein.link.check import measure, show_latencies
 
     show_latencies(url, measure(url, seconds=seconds, token=_token(token_file), ca=ca))
+
+
+@app.command()
+def envs(
+    kind: Annotated[str | None, typer.Argument(help="List all names of this kind, as atari.")] = None,
+) -> None:
+    """List what this machine can serve, and how to install what it cannot."""
+    from longrein.link.makers.listing import show
+
+    show(kind)
+
+
+@app.command()
+def install(
+    env: Annotated[list[str], typer.Argument(metavar="KIND:NAME...", help="What to serve later, as unity:3dball.")],
+) -> None:
+    """Install what is needed to serve environments: Unity players here, all else by the pip command that it prints."""
+    from longrein.link.makers.installing import install_all
+
+    install_all(env)
 
 
 @app.command()

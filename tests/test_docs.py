@@ -11,7 +11,7 @@ import typer.main
 
 from longrein import cli
 from longrein.learn import algorithms
-from longrein.link import client, protocol, server, transports
+from longrein.link import client, dialects, makers, protocol, server, transports
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,6 +21,22 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 @pytest.mark.parametrize("name", transports.TABLE)
 def test_every_transport_has_a_page(name: str) -> None:
     assert (ROOT / "docs" / "transports" / f"{name}.md").exists()
+
+
+@pytest.mark.parametrize("kind", makers.TABLE)
+def test_every_kind_of_environment_is_documented(kind: str) -> None:
+    page = (ROOT / "docs/environments/index.md").read_text()
+    maker = makers.TABLE[kind]
+    assert f"| `{kind}` |" in page
+    assert maker.hint or maker.how in page
+    if maker.installed:
+        missing = [option for option in makers.open_options(maker.load()) if f"`{option}`" not in TEXT]
+        assert not missing, f"no page names {missing}"
+
+
+@pytest.mark.parametrize("name", dialects.TABLE)
+def test_every_dialect_has_a_page(name: str) -> None:
+    assert f"--dialect {name}" in (ROOT / "docs" / "migration" / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize("name", algorithms.TABLE)

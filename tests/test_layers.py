@@ -33,7 +33,8 @@ MAY: dict[str, tuple[str, ...]] = {
         "longrein.link.transports",
     ),
     "longrein.link.adapters": ("longrein.link.adapters",),
-    "longrein.link.served": ("longrein.link.adapters",),
+    "longrein.link.makers": ("longrein.link.makers", "longrein.link.adapters"),
+    "longrein.link.served": ("longrein.link.adapters", "longrein.link.makers"),
     "longrein.link.host": (
         "longrein.link.codec",
         "longrein.link.spaces",
@@ -43,13 +44,34 @@ MAY: dict[str, tuple[str, ...]] = {
     "longrein.link.workers": ("longrein.link.host", "longrein.link.codec", "longrein.link.messages"),
     "longrein.link.server": tuple(
         f"longrein.link.{name}"
-        for name in ("access", "codec", "host", "messages", "metrics", "protocol", "served", "transports", "workers")
+        for name in (
+            "access",
+            "codec",
+            "dialects",
+            "host",
+            "messages",
+            "metrics",
+            "protocol",
+            "served",
+            "transports",
+            "workers",
+        )
     ),
     "longrein.link.client": tuple(f"longrein.link.{name}" for name in ("codec", "messages", "protocol", "transports")),
 }
 CLIENTS = tuple(f"longrein.link.{name}" for name in ("client", "codec", "messages", "spaces"))
-MAY |= {f"longrein.link.{name}": CLIENTS for name in ("env", "vector", "multiagent")}
+MAY["longrein.link.attributes"] = CLIENTS
+MAY |= {
+    f"longrein.link.{name}": (*CLIENTS, "longrein.link.attributes", "longrein.link.dialects")
+    for name in ("env", "vector", "multiagent")
+}
 MAY["longrein.link.check"] = (*CLIENTS, "longrein.link.env", "longrein.link.vector")
+
+LISTENING = tuple(
+    f"longrein.link.{name}" for name in ("codec", "dialects", "messages", "protocol", "spaces", "transports")
+)
+MAY["longrein.link.dialects"] = (*LISTENING, "longrein.link.client")
+MAY["longrein.link.fleet"] = tuple(f"longrein.link.{name}" for name in ("dialects", "served", "server", "transports"))
 
 NEVER = {
     "longrein.link": {"torch", "pickle", "tensorboard", "matplotlib"},

@@ -38,6 +38,7 @@ from longrein.link.access import (
     read_tokens,
     refuse_open_door,
 )
+from longrein.link.dialects import dialect_named
 from longrein.link.host import Host, RequestFault, encode_reply
 from longrein.link.metrics import Metrics, Reading
 from longrein.link.protocol import AUTORESET_MODES, FAULTS, MIN_LEASE_CHARS, REPLY_WINDOW, Ledger, Verdict
@@ -118,6 +119,7 @@ class Server:
     options: fixed options for the environments' makers. allow_options: further ones that a client may pass.
     token, token_file: who may connect. certificate, key, client_ca: files for TLS and for client certificates.
     ca: file of the authority that signed a broker's or a waiting trainer's certificate. credentials: for a broker.
+    dialect: speak the wire format of an older system: "gymie", "gym-nats" or "multiserver".
     workers: "auto" (a thread pool, and inline what is measured to be cheap), "inline", "thread" (a thread of its own
     for each lease) or "process" (a process of its own for each lease).
 
@@ -143,6 +145,7 @@ class Server:
         insecure: bool = False,
         workers: str = "auto",
         limits: Limits | None = None,
+        dialect: str | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.instance = secrets.token_hex(6)
@@ -151,12 +154,16 @@ class Server:
         self._workers = _checked_kind(workers)
         addresses = [parse_url(url) for url in _urls(at)]
         dials = [parse_url(url) for url in _urls(dial)]
+        spoken = None
+        if dialect is not None:
+            spoken = dialect_named(dialect, [address.scheme for address, _ in addresses])
+            _refuse_in_dialect(dialect, bool(self._tokens) or client_ca is not None, bool(dials))
         if not addresses and not dials:
             raise SpecError("at", "no URL to listen at", hint="at='ws://127.0.0.1:5000'")
         context = listening_tls(certificate, key, client_ca)
         guarded = bool(self._tokens) or client_ca is not None
         for address, _ in addresses:
-            refuse_open_door(address, guarded, insecure, context)
+            refuse_open_door(address, guarded, insecure, context, tokens=dialect is None)
         self._memory = any(address.scheme == "memory" for address, _ in addresses)
         if self._memory and len(addresses) + len(dials) > 1:
             raise SpecError("at", "memory:// stands alone: it runs in its caller's thread", hint="use a second server")
@@ -171,7 +178,8 @@ class Server:
         )
         call_options = replace_options(listen_options, ssl_context=calling)
         self._listeners: list[Listener] = [
-            t.load().listen(a, call_options if a.scheme in ("nats", "tls") else listen_options) for a, t in addresses
+            (spoken or t).load().listen(a, call_options if a.scheme in ("nats", "tls") else listen_options)
+            for a, t in addresses
         ]
         self._listeners += [_dial_of(t)(a, call_options) for a, t in dials]
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -197,6 +205,11 @@ class Server:
     def urls(self) -> list[str]:
         """Where it really listens."""
         return [listener.url for listener in self._listeners]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has stopped serving, for instance because it was drained."""
+        return self._stopped.is_set()
 
     def start(self) -> Self:
         """Listen, and return. Raises ConnectError when an address cannot be had."""
@@ -340,6 +353,10 @@ class Server:
     def ready(self) -> bool:
         """Whether new leases are taken."""
         return self._draining is None
+
+    def holds(self, lease: str) -> bool:
+        """Whether this lease is still open."""
+        return lease in self._leases
 
     def describe(self) -> dict[str, Any]:
         """The server in plain data."""
@@ -632,7 +649,8 @@ class Server:
         if isinstance(opened, Exception):
             fault = _fault_of_opening(lease.name, opened)
             self.fault_counts[fault.code] += 1
-            log.warning("lease %s: %s could not be made: %s", lease.name[:6], lease.served.name, opened)
+            level = logging.INFO if fault.code == "forbidden" else logging.WARNING
+            log.log(level, "lease %s: %s could not be made: %s", lease.name[:6], lease.served.name, opened)
             if lease.line is not None:
                 lease.line.send(encode_reply(fault, text))
             self._end(lease, f"{lease.served.name} could not be made")
@@ -779,7 +797,12 @@ _REASONS = {
 
 def build_host(served: Served, num_envs: int, options: Mapping[str, Any], autoreset: str, arrays: str) -> Host:
     """Make the environments of a lease, and their host."""
-    return host.host_of(served.make(num_envs, options), autoreset, num_envs, arrays)
+    adapter = served.make(num_envs, options, autoreset)
+    try:
+        return host.host_of(adapter, autoreset, num_envs, arrays)
+    except BaseException:
+        adapter.close()  # what was asked for does not fit it, and nobody else would
+        raise
 
 
 def serve(things: Any, at: str | Sequence[str], **options: Any) -> None:
@@ -806,7 +829,8 @@ def _fault_of_opening(name: str, error: Exception) -> m.Fault:
             about = {"path": error.path, "expected": error.expected, "got": error.got, "hint": error.hint}
             return m.Fault(name, 0, "bad_space", str(error), details=about)
         case SpecError():
-            return m.Fault(name, 0, "bad_space", str(error), details={"path": error.key, "got": error.problem})
+            about = {"path": error.key, "expected": "what can be made", "got": error.problem, "hint": error.hint}
+            return m.Fault(name, 0, "bad_space", str(error), details=about)
         case workers.WorkerFailed():
             return m.Fault(name, 0, "env_error", str(error), exception=error.kind, traceback=error.trace)
     trace = "".join(traceback.format_exception(error))
@@ -818,6 +842,15 @@ def _dial_of(transport: Transport) -> Callable[[Address, ListenOptions], Listene
     if dial is None:
         raise SpecError("dial", f"{transport.schemes[0]}:// cannot dial out", hint="dial a trainer by ws:// or wss://")
     return dial  # type: ignore[no-any-return]  # held by the tests of dialling out
+
+
+def _refuse_in_dialect(dialect: str, guarded: bool, dials: bool) -> None:
+    if guarded:
+        raise SpecError(
+            "token", f"{dialect} knows no tokens and no client certificates", hint="leave them out, and bind loopback"
+        )
+    if dials:
+        raise SpecError("dial", f"{dialect} cannot dial out", hint="leave --dialect out")
 
 
 def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:

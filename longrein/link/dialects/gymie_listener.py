@@ -78,7 +78,7 @@ class GymieListener:
                 self.address.port or 0,
                 ssl=self.options.ssl_context if self.address.secure else None,
                 max_frame_size=self.options.max_message_bytes,
-                logger_name="longrein.picows",
+                logger_name=websocket.PICOWS_LOG,
             )
         except OSError as error:
             raise ConnectError(

@@ -32,7 +32,8 @@ from longrein.errors import ConnectError, ConnectionClosed, Forbidden, LinkTimeo
 from longrein.link.transports import Address, Buffer, ConnectOptions, Handler, ListenOptions, Peer
 
 log = logging.getLogger("longrein.websocket")
-logging.getLogger("longrein.picows").setLevel(logging.WARNING)  # it has a line for each connection
+PICOWS_LOG: Final = logging.getLogger("longrein.picows")
+PICOWS_LOG.setLevel(logging.WARNING)  # it has a line for each connection
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _BUFFER_BYTES: Final = 1 << 16
@@ -536,7 +537,7 @@ class _Lines:
         """What picows is told at both ends. A frame over the limit is refused by its length, before memory is taken."""
         return {
             "max_frame_size": self.options.max_message_bytes,
-            "logger_name": "longrein.picows",
+            "logger_name": PICOWS_LOG,
             "read_buffer_init_size": 4096,  # it grows with the messages; an idle lease should cost little
         }
 
