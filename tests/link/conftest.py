@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ import longrein
 
 if TYPE_CHECKING:
     from longrein.link.transports.nats_broker import Broker
+
+# Started in the background of a shell, this process would ignore Ctrl-C, and so would the servers that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TRANSPORTS = ("memory", "websocket", "unix", "http", "nats")
 Serve = Callable[..., longrein.Server]

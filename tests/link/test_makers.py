@@ -182,7 +182,7 @@ def test_two_of_one_name_are_told_apart_by_their_server() -> None:
 
 def test_the_path_of_a_file_is_served_by_its_stem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     player = tmp_path / "3DBall.x86_64"
-    player.touch()
+    player.touch(0o755)
     monkeypatch.setitem(makers.TABLE, "unity", dataclasses.replace(makers.TABLE["unity"], needs="gymnasium"))
     monkeypatch.setenv("LONGREIN_UNITY_PLAYERS", str(tmp_path))
     assert set(serve_list([f"unity:{player}"])) == set(serve_list(["unity:3dball"])) == {"3dball"}

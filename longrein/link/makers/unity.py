@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,6 +19,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
 from longrein.errors import RunError, SpaceError, SpecError
+from longrein.link import makers
 from longrein.link.adapters import BatchMoment, Info, Turn
 from longrein.link.makers.unity_player import Player, found_players, player_file
 
@@ -34,8 +36,11 @@ def names() -> list[str]:
 
 def check(name: str) -> None:
     """Raises SpecError for a player that is not there."""
-    if name != BY_HAND:
-        player_file(name)
+    if name == BY_HAND:
+        return
+    if name.lower() not in names() and not Path(name).expanduser().is_file():
+        raise makers.unknown("unity", name, names())
+    player_file(name)
 
 
 def make(
