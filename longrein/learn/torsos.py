@@ -1,0 +1,223 @@
+"""From an encoded observation to features: which torso a space asks for. Knows spaces, no head and no algorithm.
+
+An observation space is encoded in one array for each environment: one image (a uint8 Box of three dimensions) stays
+uint8 [height, width, channels] or [channels, height, width]; everything else becomes one flat float32 row, images
+within a Dict or a Tuple included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Dict, Tuple
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from longrein.errors import SpecError
+from longrein.learn.networks import ACTIVATIONS, flat_observation, observation_size, orthogonal
+
+FeatureMaker = Callable[["gymnasium.Space[Any]"], nn.Module]
+
+
+@dataclass(frozen=True)
+class Net:
+    """What stands between observations and heads; every algorithm has one of these as its setting `net`."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer, after the convolutions where there are any."""
+    activation: str = "tanh"
+    """Of the hidden layers: tanh, relu, elu or silu."""
+    image: str = "nature"
+    """How images are seen: nature (three convolutions), resnet (IMPALA's) or flat."""
+    recurrent: str = "none"
+    """A recurrent layer behind the hidden ones: none, gru or lstm."""
+    recurrent_size: int = 128
+    """Its units."""
+    feature_maker: FeatureMaker | None = None
+    """A network of your own: observation space -> module from encoded observations [N, ...] to features [N, F]."""
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise SpecError("net.activation", f"{self.activation!r} is none", hint="one of " + ", ".join(ACTIVATIONS))
+        if self.image not in ("nature", "resnet", "flat"):
+            raise SpecError("net.image", f"{self.image!r} is none of nature, resnet, flat")
+        if self.recurrent not in ("none", "gru", "lstm"):
+            raise SpecError("net.recurrent", f"{self.recurrent!r} is none of none, gru, lstm")
+
+
+def is_image(space: gymnasium.Space[Any]) -> bool:
+    """Whether a space is one image: a Box of uint8 with three dimensions."""
+    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def encode(space: gymnasium.Space[Any], observation: Any) -> NDArray[np.generic]:
+    """N observations, batched as Gymnasium batches them -> [N, ...] as a torso takes them. Raises SpecError."""
+    return np.asarray(observation) if is_image(space) else flat_observation(space, observation)
+
+
+class Torso(nn.Module):
+    """Encoded observations [N, ...] -> features [N, size]."""
+
+    def __init__(self, net: nn.Module, size: int) -> None:
+        super().__init__()
+        self.net = net
+        self.size = size
+
+    def forward(self, observation: Tensor) -> Tensor:
+        features: Tensor = self.net(observation)
+        return features
+
+
+def make_torso(space: gymnasium.Space[Any], net: Net, generator: torch.Generator | None = None) -> Torso:
+    """The torso for one environment's observations, without its recurrent layer. Raises SpecError."""
+    if net.feature_maker is not None:
+        module = net.feature_maker(space)
+        with torch.no_grad():
+            features = module(zeros(space, 1))
+        if features.ndim != 2 or len(features) != 1:
+            raise SpecError("net.feature_maker", f"its module gives {tuple(features.shape)} for one observation",
+                            hint="[N, ...] -> [N, F], where F is a fixed number of features")  # fmt: skip
+        return Torso(module, features.shape[1])
+    seen, size = _eye(space, net, generator)
+    layers: list[nn.Module] = [seen]
+    for width in net.hidden:
+        layers += [orthogonal(size, width, math.sqrt(2), generator), ACTIVATIONS[net.activation]()]
+        size = width
+    return Torso(nn.Sequential(*layers), size)
+
+
+def zeros(space: gymnasium.Space[Any], rows: int) -> Tensor:
+    """Encoded observations of zeros [rows, ...]."""
+    if is_image(space):
+        return torch.zeros(rows, *(space.shape or ()), dtype=torch.uint8)
+    return torch.zeros(rows, observation_size(space))
+
+
+def _eye(space: gymnasium.Space[Any], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
+    """What looks at an encoded observation, and how many features it gives."""
+    if is_image(space) and net.image != "flat":
+        return _image(space.shape or (), net.image, generator)
+    if isinstance(space, Dict | Tuple) and net.image != "flat":
+        return _parts(space, net, generator)
+    return Flat(), observation_size(space)
+
+
+class Flat(nn.Module):
+    """Anything [N, ...] -> float32 [N, F]."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """[N, ...] -> [N, F]."""
+        return observation.flatten(1).float()
+
+
+class Parts(nn.Module):
+    """A flat row [N, size] cut into the parts of a Dict or Tuple: images are seen, the rest passes."""
+
+    def __init__(self, eyes: list[nn.Module], sizes: list[int], shapes: list[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.eyes = nn.ModuleList(eyes)
+        self._sizes = sizes
+        self._shapes = shapes
+
+    def forward(self, row: Tensor) -> Tensor:
+        """[N, size] -> [N, F]."""
+        parts = torch.split(row, self._sizes, 1)
+        seen = [
+            eye(part.reshape(len(part), *shape))
+            for eye, part, shape in zip(self.eyes, parts, self._shapes, strict=True)
+        ]
+        return torch.cat(seen, 1)
+
+
+def _parts(space: Dict | Tuple, net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
+    members = list(space.spaces.values()) if isinstance(space, Dict) else list(space.spaces)
+    eyes, sizes, shapes, total = [], [], [], 0
+    for member in members:
+        eye, features = _eye(member, net, generator)
+        eyes.append(eye)
+        sizes.append(observation_size(member))
+        shapes.append(tuple(member.shape or ()) if is_image(member) else (sizes[-1],))
+        total += features
+    return Parts(eyes, sizes, shapes), total
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+class Image(nn.Module):
+    """uint8 images [N, H, W, C] or [N, C, H, W] -> features [N, F], by convolutions over values from 0 to 1."""
+
+    def __init__(self, convolutions: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.convolutions = convolutions
+        self._last = channels_last
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8, or float from 0 to 255."""
+        scaled = image.float() / 255.0
+        features: Tensor = self.convolutions(scaled.permute(0, 3, 1, 2) if self._last else scaled)
+        return features.flatten(1)
+
+
+def _image(shape: tuple[int, ...], kind: str, generator: torch.Generator | None) -> tuple[nn.Module, int]:
+    last = shape[2] < shape[0]  # channels are few: 84x84x4 has them last, a stack 4x84x84 first
+    channels, height, width = (shape[2], shape[0], shape[1]) if last else shape
+    net = _nature(channels, generator) if kind == "nature" else _resnet(channels, generator)
+    try:
+        with torch.no_grad():
+            size = net(torch.zeros(1, channels, height, width)).numel()
+    except RuntimeError:
+        size = 0
+    if size == 0:
+        raise SpecError("net.image", f"an image of {height}x{width} is too small for {kind}", hint="image: flat")
+    return Image(net, last), size
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int, padding: int = 0, *,
+                generator: torch.Generator | None = None) -> nn.Conv2d:  # fmt: skip
+    """A convolution with orthogonal weights of gain sqrt 2 and biases 0."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, device="meta").to_empty(device="cpu")
+    nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _nature(channels: int, generator: torch.Generator | None) -> nn.Module:
+    """Mnih et al. 2015 (Nature 518), without its last hidden layer, which is `hidden`'s."""
+    plan = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+    layers: list[nn.Module] = []
+    for outputs, kernel, stride in plan:
+        layers += [convolution(channels, outputs, kernel, stride, generator=generator), nn.ReLU()]
+        channels = outputs
+    return nn.Sequential(*layers)
+
+
+class Residual(nn.Module):
+    """relu, conv 3x3, relu, conv 3x3, and the input added: [N, C, H, W] -> the same."""
+
+    def __init__(self, channels: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.first = convolution(channels, channels, 3, 1, 1, generator=generator)
+        self.second = convolution(channels, channels, 3, 1, 1, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same."""
+        inner: Tensor = self.second(torch.relu(self.first(torch.relu(x))))
+        return x + inner
+
+
+def _resnet(channels: int, generator: torch.Generator | None) -> nn.Module:
+    """The deeper network of IMPALA (Espeholt et al. 2018, figure 3, arXiv:1802.01561), without its last layer."""
+    layers: list[nn.Module] = []
+    for outputs in (16, 32, 32):
+        layers.append(convolution(channels, outputs, 3, 1, 1, generator=generator))
+        layers += [nn.MaxPool2d(3, 2, 1), Residual(outputs, generator), Residual(outputs, generator)]
+        channels = outputs
+    return nn.Sequential(*layers, nn.ReLU())
