@@ -100,6 +100,12 @@ class Endless(Probe):
         return self.observation(), 1.0, False, self.time == 5, {}
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "ppo": {},
+}
+"""For each algorithm the settings with which it learns from its very first small batches."""
+
+
 def vector(make: Callable[[], gymnasium.Env[Any, Any]], num_envs: int = 8) -> SyncVectorEnv:
     """Copies of one environment, with same-step autoreset."""
     return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,20 @@ def one_thread() -> None:
 
 def build(name: str, seed: int = 0, make: type[probes.Probe] = probes.Imitate, **settings: Any) -> Algorithm:
     config_class, build_ = algorithms.load(name)
-    return build_(config_class(**settings), make.observation_space, make.action_space, seed)
+    small = probes.SMALL.get(name, {}) | settings
+    return build_(config_class(**small), make.observation_space, actions_for(name, make), seed)
+
+
+def actions_for(name: str, make: type[probes.Probe]) -> gymnasium.Space[Any]:
+    """The probe's own action space, or another where the algorithm cannot act in that."""
+    allowed = import_module(algorithms.TABLE[name]).ACTION_SPACES
+    return make.action_space if isinstance(make.action_space, allowed) else probes.Aim.action_space
+
+
+def probe_for(name: str) -> type[probes.Probe]:
+    """A probe that the algorithm can act in."""
+    allowed = import_module(algorithms.TABLE[name]).ACTION_SPACES
+    return probes.Imitate if isinstance(probes.Imitate.action_space, allowed) else probes.Aim
 
 
 def weights(algorithm: Algorithm) -> list[torch.Tensor]:
@@ -47,7 +61,7 @@ def same(one: Algorithm, other: Algorithm) -> bool:
 def test_the_same_seed_gives_the_same_weights_to_the_bit(name: str) -> None:
     one, two, other = build(name, 1), build(name, 1), build(name, 2)
     for algorithm in (one, two, other):
-        probes.batches(probes.vector(probes.Imitate), algorithm, 2)
+        probes.batches(probes.vector(probe_for(name)), algorithm, 2)
     assert same(one, two)
     assert not same(one, other)
 
@@ -55,12 +69,12 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_going_on_from_a_save_is_going_on(name: str, tmp_path: Path) -> None:
     one = build(name, 1)
-    probes.batches(probes.vector(probes.Imitate), one, 2)
+    probes.batches(probes.vector(probe_for(name)), one, 2)
     torch.save(one.state_dict(), tmp_path / "state.pt")
     two = build(name, 99)
     two.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for algorithm in (one, two):
-        probes.batches(probes.vector(probes.Imitate), algorithm, 2, seed=5)
+        probes.batches(probes.vector(probe_for(name)), algorithm, 2, seed=5)
     assert same(one, two)
 
 
@@ -80,8 +94,13 @@ def test_it_acts_and_learns_in_each_space(name: str, space: gymnasium.Space[Any]
             return self.observation(), 0.5, self.time == 3, False, {}
 
     config_class, build_ = algorithms.load(name)
+    config = config_class(**probes.SMALL.get(name, {}))
     envs = probes.vector(Anything, 2)
-    algorithm = build_(config_class(), envs.single_observation_space, envs.single_action_space, 0)
+    if not isinstance(space, import_module(algorithms.TABLE[name]).ACTION_SPACES):
+        with pytest.raises(SpecError, match="action_space"):
+            build_(config, envs.single_observation_space, envs.single_action_space, 0)
+        return
+    algorithm = build_(config, envs.single_observation_space, envs.single_action_space, 0)
     before = weights(algorithm)
     probes.batches(envs, algorithm, 1)
     assert any(not torch.equal(a, b) for a, b in zip(before, weights(algorithm), strict=True))

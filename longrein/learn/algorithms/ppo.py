@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ from longrein.learn.networks import ActorCritic, flat_observation, observation_s
 from longrein.learn.normalise import ObservationNormaliser, RewardScale
 from longrein.learn.returns import gae
 from longrein.learn.schedules import Schedule, value_at
+
+ACTION_SPACES = (Discrete, MultiDiscrete, MultiBinary, Box)
 
 
 @dataclass(frozen=True)
