@@ -8,7 +8,7 @@ Other packages add algorithms by entry points of the group `longrein.algorithms`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -84,8 +84,11 @@ def load(name: str) -> tuple[type[Any], Build]:
     return module.Config, module.build
 
 
-def config_from(config_class: type[Any], settings: Mapping[str, Any]) -> Any:
+def config_from(config_class: type[Any], settings: Mapping[str, Any], base: Any = None) -> Any:
     """A Config from plain values, as a spec file or a checkpoint has them; fields left out keep their default.
+
+    A section (`net`, `memory`) is a mapping of its own, and what is left out there is as in the Config's default.
+    base: in place of the class's defaults.
 
     A schedule is a number, {"linear": [start, end, steps]} or {"start": ..., "end": ..., "steps": ...}.
     Raises SpecError for an unknown key.
@@ -97,8 +100,10 @@ def config_from(config_class: type[Any], settings: Mapping[str, Any]) -> Any:
             near = get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(known)
             raise SpecError(f"agent.algorithm.{key}", "there is no such setting", hint=hint)
-        values[key] = _value(value)
-    return config_class(**values)
+        default = next(field for field in fields(config_class) if field.name == key).default
+        nested = isinstance(value, Mapping) and is_dataclass(default) and not isinstance(default, Linear)
+        values[key] = config_from(type(default), value, default) if nested else _value(value)
+    return config_class(**values) if base is None else replace(base, **values)
 
 
 def _value(value: Any) -> Any:
