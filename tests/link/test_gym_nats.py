@@ -342,6 +342,19 @@ def test_an_existing_system_by_its_callables(broker: Broker, port: int) -> None:
         old.close()
 
 
+def test_an_idle_environment_is_reaped_and_made_again(broker: Broker, port: int) -> None:
+    limits = longrein.Limits(idle_seconds=0.2)
+    with longrein.Server(["CartPole-v1"], at=broker.url, dialect="gym-nats", limits=limits) as server:
+        env = longrein.connect(f"gym-nats://127.0.0.1:{port}")
+        env.reset()
+        deadline = time.monotonic() + 5
+        while server.load and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert server.load == 0
+        assert env.step(0)[1] == 1.0
+        env.close()
+
+
 def test_one_environment_on_the_subjects(broker: Broker) -> None:
     with pytest.raises(SpecError, match="one environment"):
         longrein.Server(["CartPole-v1", "FrozenLake-v1"], at=broker.url, dialect="gym-nats").start()

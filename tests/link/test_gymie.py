@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
 import urllib.request
@@ -171,6 +172,27 @@ def test_another_path_says_that_it_runs(server: longrein.Server) -> None:
     url = server.urls[0].replace("ws://", "http://").replace("/gym", "/")
     with urllib.request.urlopen(url) as answer:
         assert (answer.status, answer.read()) == (200, b"Gymie is running...")
+
+
+@pytest.mark.parametrize("words", ["Upgrade", "keep-alive, Upgrade", "upgrade"])
+def test_the_handshake_of_every_browser_is_taken(server: longrein.Server, words: str) -> None:
+    host, port = server.urls[0].removeprefix("ws://").removesuffix("/gym").split(":")
+    with socket.create_connection((host, int(port)), 5.0) as line:
+        line.sendall(
+            f"GET /gym HTTP/1.1\r\nHost: {host}\r\nConnection: {words}\r\nUpgrade: websocket\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        assert line.recv(4096).startswith(b"HTTP/1.1 101")
+
+
+def test_a_page_of_elsewhere_is_turned_away(server: longrein.Server) -> None:
+    host, port = server.urls[0].removeprefix("ws://").removesuffix("/gym").split(":")
+    with socket.create_connection((host, int(port)), 5.0) as line:
+        line.sendall(
+            b"GET /gym HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nOrigin: https://x.example\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        assert line.recv(4096).startswith(b"HTTP/1.1 403")
 
 
 def test_a_slow_environment_blocks_nobody(server: longrein.Server) -> None:
