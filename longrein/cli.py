@@ -154,14 +154,46 @@ def install(
     install_all(env)
 
 
+spec_app = typer.Typer(no_args_is_help=True, help="Check and show spec files.")
+app.add_typer(spec_app, name="spec")
+
+
+@spec_app.command("check")
+def check_specs(files: Annotated[list[Path], typer.Argument(help="Files of specs.")]) -> None:
+    """Check every spec of some files; exits with 1 at the first mistake."""
+    from longrein.lab import spec as specs
+
+    for file in files:
+        for name in specs.read(file):
+            print(f"{file}: {name}: right, {specs.load(file, name).fingerprint}")
+
+
+@spec_app.command("show")
+def show_spec(
+    file: Annotated[Path, typer.Argument(help="A file of specs.")],
+    name: Annotated[str | None, typer.Argument(help="Which, where the file has several.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value in place of the spec's.")] = None,
+) -> None:
+    """Show a spec resolved, with every default."""
+    from longrein.lab import spec as specs
+
+    spec = specs.load(file, name, specs.override_pairs(set_ or []))
+    print(specs.as_yaml({spec.name: spec.plain}), end="")
+
+
 @app.command()
 def run(
+    spec_file: Annotated[Path | None, typer.Argument(help="A file of specs; without one the demo runs.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Which spec, where the file has several.")] = None,
+    mode: Annotated[str, typer.Argument(help="train, or dev: one short session.")] = "train",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value in place of the spec's.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Sessions at once; as many as there are processors.")] = None,
     at: Annotated[str, typer.Option(help="Over what to train: websocket, http or nats.")] = "websocket",
     seed: Annotated[int, typer.Option(help="Seed of the training; evaluation has seeds of its own.")] = 0,
     env_steps: Annotated[int, typer.Option(help="Most environment steps to spend.")] = 200_000,
     data: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("data"),
 ) -> None:
-    """Serve CartPole-v1 in another process, train PPO on it over the link, and show that it learned."""
+    """Train what a spec says. Without a spec: serve CartPole-v1 in another process, train PPO on it over the link."""
     try:
         from longrein.lab.demo import run_demo
     except ModuleNotFoundError as error:
@@ -170,8 +202,17 @@ def run(
         raise SpecError(
             "run", f"training needs the package {error.name!r}", hint="pip install 'longrein[lab]'"
         ) from None
+    if spec_file is not None:
+        raise typer.Exit(_run_spec(spec_file, name, mode, set_ or [], data, processes))
     result = run_demo(at, max_env_steps=env_steps, seed=seed, data=str(data))
     raise typer.Exit(0 if result.solved else 1)
+
+
+def _run_spec(file: Path, name: str | None, mode: str, changes: list[str], data: Path, processes: int | None) -> int:
+    from longrein.lab import spec as specs
+    from longrein.lab.modes import run_mode
+
+    return run_mode(specs.load(file, name, specs.override_pairs(changes)), mode, data, processes)
 
 
 def _pairs(texts: list[str]) -> dict[str, Any]:

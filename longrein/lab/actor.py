@@ -11,7 +11,7 @@ seen, so the row is truncated and not valid, and the episode is in no statistics
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,13 @@ def connect(
     from longrein.link.vector import connect_vec
 
     return connect_vec(urls, num_envs, autoreset=autoreset, on_loss="restart", token=token)
+
+
+def make_envs(source: str, num_envs: int, options: Mapping[str, Any]) -> VectorEnv[Any, Any, Any]:
+    """Environments in this process: an id of Gymnasium, KIND:NAME or file.py:factory. Raises SpecError."""
+    from longrein.link.served import make_vec
+
+    return make_vec(source, num_envs, options)
 
 
 @contextmanager

@@ -81,6 +81,24 @@ class Served:
         return lambda: self.source, frozenset()
 
 
+def make_vec(source: str, num_envs: int, options: Mapping[str, Any]) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    """Environments in this process, with same-step autoreset, from what a server could serve. Raises SpecError."""
+    _check(source)
+    function, _ = Served("local", source)._function(num_envs, "same_step")
+    first = function(**options)
+    if isinstance(first, gymnasium.vector.VectorEnv):
+        return first
+    if not isinstance(first, gymnasium.Env):
+        raise SpecError(
+            "env.id", f"{source} makes {type(first).__name__}, which has several agents or a process of its own",
+            hint="serve it, and give its url",
+        )  # fmt: skip
+    made = iter([first])
+    make = lambda: next(made, None) or function(**options)  # noqa: E731  # the first was made to look at it
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    return gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
+
+
 def adapt(thing: Any, make: Callable[[], Any], num_envs: int) -> Any:
     """The adapter for a thing, whatever its kind; an adapter passes as it is."""
     if hasattr(thing, "kind") and thing.kind in ("vector", "batch", "parallel", "aec"):
