@@ -208,6 +208,28 @@ def run(
     raise typer.Exit(0 if result.solved else 1)
 
 
+@app.command()
+def enjoy(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its sessions'.")],
+    episodes: Annotated[int, typer.Option(help="How many to play.")] = 5,
+    url: Annotated[str, typer.Option(help="Play it there, rather than where it was trained.")] = "",
+    render: Annotated[bool, typer.Option(help="In a window.")] = False,
+    noise: Annotated[bool, typer.Option(help="Act as in training, with its exploration.")] = False,
+) -> None:
+    """Play what a run learned."""
+    from longrein.lab import modes
+
+    modes.enjoy(run, episodes=episodes, url=url, render=render, noise=noise)
+
+
+@app.command()
+def runs(data: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("data")) -> None:
+    """List the runs that are there."""
+    from longrein.lab.modes import show_runs
+
+    show_runs(data)
+
+
 def _run_spec(file: Path, name: str | None, mode: str, changes: list[str], data: Path, processes: int | None) -> int:
     from longrein.lab import spec as specs
     from longrein.lab.modes import run_mode

@@ -24,7 +24,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from longrein.errors import SpecError
-from longrein.learn.algorithms import Policy
+from longrein.learn.algorithms import Policy, RecurrentPolicy, initial_state
 from longrein.learn.batch import Transition
 
 Bools = NDArray[np.bool_]
@@ -106,6 +106,7 @@ class Actor:
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, np.int64)
         self._filler = np.zeros(envs.num_envs, np.bool_)  # rows whose next step only resets
+        self._state = initial_state(policy, envs.num_envs)  # what a recurrent policy remembers; None: nothing
         observation, _ = envs.reset(seed=seed)
         self._observation = policy.encode(observation)
 
@@ -120,7 +121,7 @@ class Actor:
         return episodes
 
     def _step(self) -> Transition:
-        action, extras = self.policy.act(self._observation, generator=self.generator)
+        action, extras = act(self.policy, self._observation, self._state, generator=self.generator)
         raw, raw_reward, terminated, truncated, infos = self.envs.step(self.policy.for_env(action))
         observation = self.policy.encode(raw)
         restarted = _mask(infos, "restarted", self.envs.num_envs)
@@ -134,6 +135,10 @@ class Actor:
         self._filler = np.zeros_like(done)
         if done.any():
             successor, observation = self._cross(done, restarted, observation, infos)
+        if self._state is not None:
+            # Zeros after an end, and after a filler row too, in which the policy still looked at the end.
+            over = terminated | truncated | ~valid
+            self._state = np.where(over[:, None], np.float32(0.0), extras.pop("next_state"))
         reward = np.where(valid, raw_reward, 0.0)
         self._count(reward, valid, done, truncated & ~terminated)
         transition = Transition(
@@ -166,6 +171,21 @@ class Actor:
                 self._episodes.append(Episode(int(row), self.env_steps, length, total, bool(stopped[row])))
             self._returns[row] = 0.0
             self._lengths[row] = 0
+
+
+def act(
+    policy: Policy,
+    observation: NDArray[np.generic],
+    state: NDArray[np.float32] | None,
+    *,
+    deterministic: bool = False,
+    generator: torch.Generator | None = None,
+) -> tuple[NDArray[np.generic], dict[str, NDArray[np.generic]]]:
+    """Policy.act, with its state [B, S] where it is recurrent: actions, and extras with `next_state` then."""
+    if state is None:
+        return policy.act(observation, deterministic, generator)
+    assert isinstance(policy, RecurrentPolicy)
+    return policy.act(observation, deterministic, generator, state)
 
 
 def _mask(infos: dict[str, Any], key: str, num_envs: int) -> Bools | None:

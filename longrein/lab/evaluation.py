@@ -10,8 +10,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from longrein.errors import RunError
-from longrein.lab.actor import autoreset_mode
-from longrein.learn.algorithms import Policy
+from longrein.lab.actor import act, autoreset_mode
+from longrein.learn.algorithms import Policy, initial_state
 
 
 def evaluate(
@@ -50,8 +50,10 @@ def _round(
     all_seeds = seeds + [seeds[-1]] * (envs.num_envs - count)
     raw, _ = envs.reset(seed=all_seeds)  # type: ignore[arg-type]  # VectorEnv's classes take lists, its base does not say
     by_hand = autoreset_mode(envs) == AutoresetMode.DISABLED
+    state = initial_state(policy, envs.num_envs)  # never reset: of each environment, one episode is looked at
     while playing.any():
-        action, _ = policy.act(policy.encode(raw), deterministic, generator)
+        action, extras = act(policy, policy.encode(raw), state, deterministic=deterministic, generator=generator)
+        state = extras.get("next_state")  # type: ignore[assignment]  # float32, as the policy's contract says
         raw, reward, terminated, truncated, infos = envs.step(policy.for_env(action))
         if np.any(np.asarray(infos.get("restarted", False)) & playing):
             raise RunError("an environment was lost during evaluation", hint="evaluate the checkpoint again")

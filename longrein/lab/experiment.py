@@ -66,7 +66,7 @@ def run_trial(spec: Spec, data: Path, *, processes: int | None = None, on_progre
 
     on_progress: called with the seed of a session, and how far it is. Raises SpecError.
     """
-    run = create_run(data, spec.name, {"spec": spec.plain, "fingerprint": spec.fingerprint})
+    run = create_run(data, spec.name, {"name": spec.name, "spec": spec.plain, "fingerprint": spec.fingerprint})
     seeds = [spec.meta.seed + index for index in range(spec.meta.max_session)]
     session_settings(spec, seeds[0])  # what cannot run is said before a process is started
     at_once = min(processes or os.cpu_count() or 1, len(seeds))

@@ -23,7 +23,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -116,6 +116,52 @@ class Table:
         csv.writer(text, lineterminator="\n").writerows(rows)
         self._file.write(text.getvalue())
         self._file.flush()
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run folder at a glance."""
+
+    folder: Path
+    spec: str
+    """The spec's name; "" for the demo's run."""
+    started: str
+    sessions: int
+    finished: int
+    """Sessions with a result."""
+    mean_return: float
+    """Of the finished sessions' last training episodes; NaN without any."""
+
+
+def spec_of(run: Path) -> tuple[str, dict[str, Any]]:
+    """The name and the plain values of the spec that a run was made by. Raises RunError for what is no such folder."""
+    try:
+        settings = json.loads((run / "settings.json").read_text())["settings"]
+        return str(settings["name"]), dict(settings["spec"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run} is no run of a spec: {error!r}", hint="longrein runs lists what is there") from None
+
+
+def sessions_of(run: Path) -> list[Path]:
+    """The session folders of a run, by seed."""
+    return sorted(run.glob("session_*"), key=lambda folder: int(folder.name.partition("_")[2]))
+
+
+def list_runs(data: Path) -> list[RunSummary]:
+    """Every run below a folder, oldest first; what is no run is left out."""
+    found = []
+    for path in sorted(data.glob("*/settings.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            about = json.loads(path.read_text())
+        except ValueError:
+            continue
+        sessions = sessions_of(path.parent)
+        results = [json.loads((s / "result.json").read_text()) for s in sessions if (s / "result.json").exists()]
+        means = [float(r["training_mean"] or "nan") for r in results if "training_mean" in r]
+        name = str(about.get("settings", {}).get("name", ""))
+        mean = sum(means) / len(means) if means else float("nan")
+        found.append(RunSummary(path.parent, name, str(about.get("started", "")), len(sessions), len(means), mean))
+    return found
 
 
 class SessionRecords:

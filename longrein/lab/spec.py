@@ -214,6 +214,11 @@ def load(path: str | Path, name: str | None = None, overrides: Mapping[str, Any]
     return resolve(overridden(sources[name], overrides or {}))
 
 
+def from_plain(name: str, values: Mapping[str, Any]) -> Spec:
+    """A spec from plain values, as a run folder keeps it. Raises SpecError."""
+    return resolve(Source(name, name, values, {}))
+
+
 def overridden(source: Source, overrides: Mapping[str, Any]) -> Source:
     """The spec with some values replaced: agent.algorithm.lr, env.0.num_envs. Raises SpecError for an empty key."""
     values = json.loads(json.dumps(source.values, default=str))
