@@ -59,7 +59,9 @@ def test_what_is_no_run_is_said(tmp_path: Path, trained: Path) -> None:
 def test_a_session_that_dies_takes_no_other_with_it(tmp_path: Path) -> None:
     (tmp_path / "flaky.py").write_text(
         "import gymnasium, os\n\n\ndef make():\n"
-        "    if not os.path.exists('made'):\n        open('made', 'w').close()\n        raise RuntimeError('the first')\n"
+        "    if not os.path.exists('made'):\n"
+        "        open('made', 'w').close()\n"
+        "        raise RuntimeError('the first')\n"
         "    return gymnasium.make('CartPole-v1')\n"
     )
     (tmp_path / "spec.yaml").write_text(SPEC.replace("id: CartPole-v1", "id: flaky.py:make"))
