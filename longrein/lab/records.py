@@ -79,6 +79,8 @@ def as_plain(value: Any) -> Any:
         return None
     if isinstance(value, Path):
         return str(value)
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"  # as torsos.named finds it again
     return value
 
 
