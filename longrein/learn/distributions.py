@@ -6,18 +6,22 @@ Ours rather than torch.distributions: they take a generator, check nothing on th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from numpy.typing import NDArray
 from torch import Tensor
 
 from longrein.errors import SpecError
+
+_TINY = torch.finfo(torch.float32).tiny
+RULED_OUT = -1e9
+"""Logit of a masked option. Finite: with -inf, p * log p would be NaN, and so would a row with every option masked."""
 
 
 class Distribution(Protocol):
@@ -44,7 +48,10 @@ class Categorical:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Actions int64 [N]."""
-        return torch.multinomial(self.log_probs.exp(), 1, generator=generator).squeeze(-1)
+        # What torch.multinomial does, in a third of its time: probabilities over exponential noise, the largest wins.
+        # Its noise may be 0, and 0 / 0 would win; here an option that is ruled out stays so.
+        noise = torch.empty_like(self.log_probs).exponential_(generator=generator).clamp_(min=_TINY)
+        return (self.log_probs.exp() / noise).argmax(-1)
 
     def mode(self) -> Tensor:
         """Actions int64 [N]; the first of equals."""
@@ -57,7 +64,7 @@ class Categorical:
     def entropy(self) -> Tensor:
         """[N], in nats."""
         # A finite stand-in for log 0: 0 * -inf is NaN, 0 * -1e9 is 0.
-        return -(self.log_probs.exp() * self.log_probs.clamp(min=-1e9)).sum(-1)
+        return -(self.log_probs.exp() * self.log_probs.clamp(min=RULED_OUT)).sum(-1)
 
 
 class MultiCategorical:
@@ -136,43 +143,105 @@ class DiagonalGaussian:
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
+class Product:
+    """Independent distributions side by side: an action is one flat row [N, K] of theirs. Logs and entropies add."""
+
+    def __init__(self, parts: Sequence[Distribution], forms: Sequence[ActionForm]) -> None:
+        self.parts = parts
+        self._forms = forms
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Actions [N, K]: int64, or float32 where any part has numbers that are no choices."""
+        return self._row([part.sample(generator) for part in self.parts])
+
+    def mode(self) -> Tensor:
+        """Actions [N, K]."""
+        return self._row([part.mode() for part in self.parts])
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[N], in nats."""
+        pieces = torch.split(action, [form.width for form in self._forms], -1)
+        return torch.stack(
+            [
+                part.log_prob((piece.squeeze(-1) if form.single else piece).to(form.dtype))
+                for part, form, piece in zip(self.parts, self._forms, pieces, strict=True)
+            ]
+        ).sum(0)
+
+    def entropy(self) -> Tensor:
+        """[N], in nats."""
+        return torch.stack([part.entropy() for part in self.parts]).sum(0)
+
+    def _row(self, actions: Sequence[Tensor]) -> Tensor:
+        dtype = _row_dtype(self._forms)
+        pairs = zip(self._forms, actions, strict=True)
+        return torch.cat([(a.unsqueeze(-1) if form.single else a).to(dtype) for form, a in pairs], -1)
+
+
+class Distribute(Protocol):
+    """Makes distributions of a network's output."""
+
+    def __call__(self, output: Tensor, log_std: Tensor | None, mask: Tensor | None = None, /) -> Distribution:
+        """Output [N, num_parameters], deviations' logarithms [K] or [N, K], mask bool [N, num_choices]: N of them.
+
+        mask: False rules an option out. A choice without any option left is uniform over all of them.
+        """
+
+
 @dataclass(frozen=True)
 class ActionForm:
     """How a policy's output becomes a distribution, and its action an action of the space."""
 
     num_parameters: int
     """Numbers that the network gives for one observation."""
-    distribution: Callable[[Tensor, Tensor | None], Distribution]
-    """(network output [N, num_parameters], log_std [K] or None) -> Distribution."""
-    for_env: Callable[[NDArray[Any]], NDArray[Any]]
-    """Stored actions [N, ...] -> what the environment takes: shaped, shifted, clipped to its bounds."""
+    distribution: Distribute
+    """(network output [N, num_parameters], log_std [K] or None, mask [N, num_choices] or None) -> Distribution."""
+    for_env: Callable[[NDArray[Any]], Any]
+    """Stored actions [N, ...] -> what the environment takes: shaped, shifted, clipped to its bounds, split in parts."""
     num_deviations: int = 0
     """Standard deviations to learn beside the network's output; 0 for choices."""
+    num_choices: int = 0
+    """Numbers of an action mask: the options of every Discrete and MultiDiscrete, in order. 0: nothing to mask."""
+    width: int = 1
+    """Numbers of one stored action."""
+    single: bool = False
+    """Whether a stored action is one number without a dimension of its own: [N], not [N, 1]."""
+    dtype: torch.dtype = torch.int64
+    """Of stored actions."""
 
 
 def action_form(space: gymnasium.Space[Any]) -> ActionForm:
-    """The form of one environment's actions: Discrete, MultiDiscrete, MultiBinary or a float Box.
+    """The form of one environment's actions: Discrete, MultiDiscrete, MultiBinary, a float Box, Tuple or Dict of them.
 
-    A Box's actions are stored unclipped, since their density is that of the unclipped variable.
-    Raises SpecError for any other space.
+    A Box's actions are stored unclipped, since their density is that of the unclipped variable. Those of a Tuple or
+    Dict are one flat row. Raises SpecError for any other space.
     """
     if isinstance(space, Discrete):
-        first = int(space.start)
-        return ActionForm(int(space.n), lambda output, _: Categorical(output), lambda action: action + first)
+        first, options = int(space.start), int(space.n)
+        return ActionForm(
+            options,
+            lambda output, _, mask=None: Categorical(_masked(output, mask)),
+            lambda action: action + first,
+            num_choices=options,
+            single=True,
+        )
     if isinstance(space, MultiDiscrete):
         sizes = tuple(int(n) for n in space.nvec.reshape(-1))
         shape, firsts = space.nvec.shape, space.start
         return ActionForm(
             sum(sizes),
-            lambda output, _: MultiCategorical(output, sizes),
+            lambda output, _, mask=None: MultiCategorical(_masked(output, mask), sizes),
             lambda action: action.reshape(-1, *shape) + firsts,
+            num_choices=sum(sizes),
+            width=len(sizes),
         )
     if isinstance(space, MultiBinary):
         form = space.shape
         return ActionForm(
             math.prod(form),
-            lambda output, _: Bernoulli(output),
+            lambda output, _, mask=None: Bernoulli(output),
             lambda action: action.reshape(-1, *form).astype(np.int8),
+            width=math.prod(form),
         )
     if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
         low, high = space.low, space.high
@@ -182,14 +251,59 @@ def action_form(space: gymnasium.Space[Any]) -> ActionForm:
             _gaussian,
             lambda action: action.reshape(-1, *space.shape).clip(low, high).astype(space.dtype),
             num_deviations=size,
+            width=size,
+            dtype=torch.float32,
         )
+    if isinstance(space, Tuple):
+        return _product([action_form(part) for part in space.spaces], tuple)
+    if isinstance(space, Dict):
+        names = list(space.spaces)
+        forms = [action_form(part) for part in space.spaces.values()]
+        return _product(forms, lambda actions: dict(zip(names, actions, strict=True)))
     raise SpecError(
         "env.action_space",
         f"a policy cannot act in {space}",
-        hint="Discrete, MultiDiscrete, MultiBinary and float Box will do; wrap the environment to give one of them",
+        hint="Discrete, MultiDiscrete, MultiBinary, float Box, and Tuple or Dict of them will do; wrap the environment",
     )
 
 
-def _gaussian(output: Tensor, log_std: Tensor | None) -> Distribution:
+def _masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    return logits if mask is None else torch.where(mask, logits, RULED_OUT)
+
+
+def _gaussian(output: Tensor, log_std: Tensor | None, mask: Tensor | None = None) -> Distribution:
     assert log_std is not None, "a Box needs deviations"
     return DiagonalGaussian(output, log_std)
+
+
+def _product(forms: list[ActionForm], together: Callable[[list[Any]], Any]) -> ActionForm:
+    """The form of several actions at once. together: their parts for the environment -> its action."""
+    parameters, deviations, choices, widths = (
+        [getattr(form, name) for form in forms] for name in ("num_parameters", "num_deviations", "num_choices", "width")
+    )
+    ends = np.cumsum(widths)[:-1]
+
+    def distribution(output: Tensor, log_std: Tensor | None, mask: Tensor | None = None, /) -> Distribution:
+        outputs = torch.split(output, parameters, -1)
+        log_stds = [None] * len(forms) if log_std is None else torch.split(log_std, deviations, -1)
+        masks = [None] * len(forms) if mask is None else torch.split(mask, choices, -1)
+        pieces = zip(forms, outputs, log_stds, masks, strict=True)
+        return Product([form.distribution(out, stds, options) for form, out, stds, options in pieces], forms)
+
+    def for_env(action: NDArray[Any]) -> Any:
+        pieces = zip(forms, np.split(action, ends, axis=-1), strict=True)
+        return together([form.for_env(_stored(form, piece)) for form, piece in pieces])
+
+    return ActionForm(
+        sum(parameters), distribution, for_env, sum(deviations), sum(choices), sum(widths), dtype=_row_dtype(forms)
+    )
+
+
+def _row_dtype(forms: Sequence[ActionForm]) -> torch.dtype:
+    return torch.float32 if any(form.dtype == torch.float32 for form in forms) else torch.int64
+
+
+def _stored(form: ActionForm, piece: NDArray[Any]) -> NDArray[Any]:
+    """A piece of a flat row [N, width] as its own part stores it."""
+    piece = piece[..., 0] if form.single else piece
+    return piece if form.dtype == torch.float32 else piece.astype(np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from longrein.errors import SpecError
 
@@ -101,31 +101,3 @@ def _one_hot(choice: NDArray[Any], size: int) -> NDArray[np.float32]:
     rows = np.zeros((len(choice), size), np.float32)
     rows[np.arange(len(choice)), choice] = 1.0
     return rows
-
-
-class ActorCritic(nn.Module):
-    """Separate networks for the policy and for the value: sharing layers is worse on classic control and MuJoCo.
-
-    log_std does not depend on the observation and starts at 0; there is none for choices.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        num_parameters: int,
-        num_deviations: int = 0,
-        *,
-        hidden: Sequence[int] = (64, 64),
-        activation: str = "tanh",
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        # Gain 0.01: every action starts about equally likely. Gain 1: values start on the scale of their inputs.
-        self.actor = mlp(size, hidden, num_parameters, activation=activation, last_gain=0.01, generator=generator)
-        self.critic = mlp(size, hidden, 1, activation=activation, last_gain=1.0, generator=generator)
-        self.log_std = nn.Parameter(torch.zeros(num_deviations)) if num_deviations else None
-
-    def value(self, observation: Tensor) -> Tensor:
-        """Observations [N, size] -> values [N], in reward units."""
-        value: Tensor = self.critic(observation)
-        return value.squeeze(-1)

@@ -7,6 +7,7 @@ within a Dict or a Tuple included.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from longrein.errors import SpecError
 from longrein.learn.networks import ACTIVATIONS, flat_observation, observation_size, orthogonal
 
 FeatureMaker = Callable[["gymnasium.Space[Any]"], nn.Module]
+ModelMaker = Callable[["gymnasium.Space[Any]", "gymnasium.Space[Any]"], nn.Module]
+StateToInput = Callable[[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,22 @@ class Net:
     """Units of each hidden layer, after the convolutions where there are any."""
     activation: str = "tanh"
     """Of the hidden layers: tanh, relu, elu or silu."""
+    layer_norm: bool = False
+    """Whether each hidden layer's output, and each convolution's of nature, is normalised before its activation."""
     image: str = "nature"
     """How images are seen: nature (three convolutions), resnet (IMPALA's) or flat."""
     recurrent: str = "none"
     """A recurrent layer behind the hidden ones: none, gru or lstm."""
     recurrent_size: int = 128
     """Its units."""
-    feature_maker: FeatureMaker | None = None
-    """A network of your own: observation space -> module from encoded observations [N, ...] to features [N, F]."""
+    feature_maker: FeatureMaker | str | None = None
+    """A network of your own: observation space -> module from encoded observations [N, ...] to features [N, F].
+    A function, or its name as `package.module:function`."""
+    model_maker: ModelMaker | str | None = None
+    """Torso and heads of your own: (observation space, action space) -> module from encoded observations [N, ...] to
+    (numbers of the action's distribution [N, P], value [N]). Wins over all else here. A function or its name."""
+    state_to_input: StateToInput | str | None = None
+    """One observation -> the array that is encoded in its place, of a fixed shape. A function or its name."""
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -54,6 +65,13 @@ class Net:
 def is_image(space: gymnasium.Space[Any]) -> bool:
     """Whether a space is one image: a Box of uint8 with three dimensions."""
     return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def has_image(space: gymnasium.Space[Any]) -> bool:
+    """Whether a space is one image, or a Dict or Tuple with images in it."""
+    if isinstance(space, Dict | Tuple):
+        return any(has_image(part) for part in (space.spaces.values() if isinstance(space, Dict) else space.spaces))
+    return is_image(space)
 
 
 def encode(space: gymnasium.Space[Any], observation: Any) -> NDArray[np.generic]:
@@ -76,8 +94,11 @@ class Torso(nn.Module):
 
 def make_torso(space: gymnasium.Space[Any], net: Net, generator: torch.Generator | None = None) -> Torso:
     """The torso for one environment's observations, without its recurrent layer. Raises SpecError."""
+    for hook in ("model_maker", "state_to_input"):
+        if getattr(net, hook) is not None:
+            raise SpecError(f"net.{hook}", "this algorithm does not use it", hint="feature_maker, or a wrapper")
     if net.feature_maker is not None:
-        module = net.feature_maker(space)
+        module = made(net.feature_maker, "net.feature_maker", generator, space)
         with torch.no_grad():
             features = module(zeros(space, 1))
         if features.ndim != 2 or len(features) != 1:
@@ -87,9 +108,39 @@ def make_torso(space: gymnasium.Space[Any], net: Net, generator: torch.Generator
     seen, size = _eye(space, net, generator)
     layers: list[nn.Module] = [seen]
     for width in net.hidden:
-        layers += [orthogonal(size, width, math.sqrt(2), generator), ACTIVATIONS[net.activation]()]
+        layers.append(orthogonal(size, width, math.sqrt(2), generator))
+        layers += [nn.LayerNorm(width)] if net.layer_norm else []
+        layers.append(ACTIVATIONS[net.activation]())
         size = width
     return Torso(nn.Sequential(*layers), size)
+
+
+def named(function: Callable[..., Any] | str, field: str) -> Callable[..., Any]:
+    """A function itself, or found by its name `package.module:function`. Raises SpecError naming the field."""
+    if callable(function):
+        return function
+    module, _, name = function.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        hint = "package.module:function, importable from where this runs"
+        raise SpecError(field, f"{function!r} is not found: {error}", hint=hint) from error
+    return found  # type: ignore[return-value]  # a module is only where the search began
+
+
+def made(
+    maker: Callable[..., Any] | str, field: str, generator: torch.Generator | None, *spaces: gymnasium.Space[Any]
+) -> nn.Module:
+    """What somebody's maker makes of spaces, the same for the same generator. Raises SpecError if it is no module."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):  # modules start from the global generator, which is not ours to move
+        torch.manual_seed(seed)
+        module = named(maker, field)(*spaces)
+    if not isinstance(module, nn.Module):
+        raise SpecError(field, f"gave {type(module).__name__}", hint="it must return a torch.nn.Module")
+    return module
 
 
 def zeros(space: gymnasium.Space[Any], rows: int) -> Tensor:
@@ -102,7 +153,7 @@ def zeros(space: gymnasium.Space[Any], rows: int) -> Tensor:
 def _eye(space: gymnasium.Space[Any], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
     """What looks at an encoded observation, and how many features it gives."""
     if is_image(space) and net.image != "flat":
-        return _image(space.shape or (), net.image, generator)
+        return _image(space.shape or (), net, generator)
     if isinstance(space, Dict | Tuple) and net.image != "flat":
         return _parts(space, net, generator)
     return Flat(), observation_size(space)
@@ -165,18 +216,19 @@ class Image(nn.Module):
         return features.flatten(1)
 
 
-def _image(shape: tuple[int, ...], kind: str, generator: torch.Generator | None) -> tuple[nn.Module, int]:
+def _image(shape: tuple[int, ...], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
     last = shape[2] < shape[0]  # channels are few: 84x84x4 has them last, a stack 4x84x84 first
     channels, height, width = (shape[2], shape[0], shape[1]) if last else shape
-    net = _nature(channels, generator) if kind == "nature" else _resnet(channels, generator)
+    nature = net.image == "nature"
+    seen = _nature(channels, net.layer_norm, generator) if nature else _resnet(channels, generator)
     try:
         with torch.no_grad():
-            size = net(torch.zeros(1, channels, height, width)).numel()
+            size = seen(torch.zeros(1, channels, height, width)).numel()
     except RuntimeError:
         size = 0
     if size == 0:
-        raise SpecError("net.image", f"an image of {height}x{width} is too small for {kind}", hint="image: flat")
-    return Image(net, last), size
+        raise SpecError("net.image", f"an image of {height}x{width} is too small for {net.image}", hint="image: flat")
+    return Image(seen, last), size
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int, padding: int = 0, *,
@@ -189,12 +241,13 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, padding: in
     return layer
 
 
-def _nature(channels: int, generator: torch.Generator | None) -> nn.Module:
+def _nature(channels: int, layer_norm: bool, generator: torch.Generator | None) -> nn.Module:
     """Mnih et al. 2015 (Nature 518), without its last hidden layer, which is `hidden`'s."""
     plan = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
     layers: list[nn.Module] = []
     for outputs, kernel, stride in plan:
-        layers += [convolution(channels, outputs, kernel, stride, generator=generator), nn.ReLU()]
+        layers.append(convolution(channels, outputs, kernel, stride, generator=generator))
+        layers += [nn.GroupNorm(1, outputs), nn.ReLU()] if layer_norm else [nn.ReLU()]
         channels = outputs
     return nn.Sequential(*layers)
 
