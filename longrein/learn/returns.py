@@ -85,3 +85,134 @@ def _backwards(term: Tensor, decay: Tensor) -> Tensor:
 def _same_shape(**tensors: Tensor) -> None:
     if len({tensor.shape for tensor in tensors.values()}) != 1:
         raise ValueError("shapes differ: " + ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items()))
+
+
+def vtrace(
+    reward: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    log_ratio: Tensor,
+    *,
+    gamma: float,
+    lambda_: float = 1.0,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """V-trace: value targets of a policy from what another policy did.
+
+    See "IMPALA", Espeholt et al. 2018, eq. 1 and section 4.2 (arXiv:1802.01561); lambda as in its remark 2.
+    All tensors [T, B]; next_value is V(next_observation), log_ratio is log pi(a|s) - log mu(a|s) with mu the policy
+    that acted. Returns (v [T, B], the target of V(s_t); q [T, B], so that q - value is the advantage, of which the
+    policy gradient is still to be weighted by min(rho, its clip)). Both are 0 in invalid rows.
+    With log_ratio 0, v is the bootstrapped n-step return (lambda 1) or the target of GAE (any lambda).
+    Raises ValueError if the shapes differ.
+    """
+    _same_shape(
+        reward=reward, terminated=terminated, truncated=truncated, valid=valid, value=value, next=next_value,
+        log_ratio=log_ratio,
+    )  # fmt: skip
+    ratio = log_ratio.exp()
+    goes_on = continues(terminated | truncated, valid)
+    delta = (ratio.clamp(max=rho_clip) * (reward + gamma * next_value * ~terminated - value)).masked_fill(~valid, 0.0)
+    # masked, not multiplied: an infinite ratio in an invalid row would leave NaN.
+    decay = (gamma * lambda_ * ratio.clamp(max=c_clip)).masked_fill(~goes_on, 0.0)
+    v = (_backwards(delta, decay) + value).masked_fill(~valid, 0.0)
+    following = torch.where(goes_on, v.roll(-1, 0), next_value)
+    return v, (reward + gamma * following * ~terminated).masked_fill(~valid, 0.0)
+
+
+def retrace(
+    reward: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    action_value: Tensor,
+    next_value: Tensor,
+    trace: Tensor,
+    *,
+    gamma: float,
+) -> Tensor:
+    """Retrace: targets of Q(s_t, a_t) for a policy from what another policy did.
+
+    See "Safe and Efficient Off-Policy Reinforcement Learning", Munos et al. 2016, eq. 4 (arXiv:1606.02647):
+    Q_t = r_t + gamma * (V(s'_t) + c_{t+1} (Q_{t+1} - Q(s_{t+1}, a_{t+1})) where the episode goes on).
+    All tensors [T, B]; action_value is Q(s_t, a_t), next_value is V(next_observation) = sum_a pi(a|s') Q(s', a), and
+    trace is c_t: lambda min(1, rho_t) for Retrace, its d-th root for ACER's d-dimensional actions (Wang et al. 2017,
+    section 5, arXiv:1611.01224), 1 for that paper's Q^opc. Returns [T, B], 0 in invalid rows.
+    Raises ValueError if the shapes differ.
+    """
+    _same_shape(
+        reward=reward, terminated=terminated, truncated=truncated, valid=valid, action_value=action_value,
+        next=next_value, trace=trace,
+    )  # fmt: skip
+    goes_on = continues(terminated | truncated, valid)
+    # x_t = Q_t - Q(s_t, a_t) gives the recursion x_t = delta_t + gamma c_{t+1} x_{t+1}.
+    delta = (reward + gamma * next_value * ~terminated - action_value).masked_fill(~valid, 0.0)
+    decay = (gamma * trace.roll(-1, 0)).masked_fill(~goes_on, 0.0)
+    return (_backwards(delta, decay) + action_value).masked_fill(~valid, 0.0)
+
+
+def expected_soft_value(log_probs: Tensor, q: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """The soft value of a policy over A choices, and its mean log-probability, both as exact expectations.
+
+    See "Soft Actor-Critic for Discrete Action Settings", Christodoulou 2019, eq. 10 (arXiv:1910.07207).
+    log_probs, q [N, A]; alpha: scalar. V = sum_a pi(a) (q(a) - alpha log pi(a)). Returns (V [N], sum_a pi log pi [N]).
+    """
+    probs = log_probs.exp()
+    log_prob = (probs * log_probs).sum(-1)
+    return (probs * q).sum(-1) - alpha * log_prob, log_prob
+
+
+def lambda_returns(
+    reward: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    next_value: Tensor,
+    *,
+    gamma: float,
+    lambda_: float,
+) -> Tensor:
+    """Returns that mix the n-step returns of all n, by powers of lambda; each ends with the rollout or the episode.
+
+    See "Reinforcement Learning", Sutton & Barto 2018, eq. 12.18; with next_value the largest action value it is the
+    target of "Simplifying Deep Temporal Difference Learning", Gallici et al. 2024, algorithm 1 (arXiv:2407.04811).
+    G_t = r_t + gamma * ((1 - lambda) V(s'_t) + lambda * G_{t+1}) where the episode goes on, else r_t + gamma * V(s'_t),
+    0 in place of V after termination. All tensors [T, B]; next_value is V(s'_t). Returns [T, B], 0 in invalid rows.
+    lambda 0 is the one-step target, lambda 1 is `n_step_returns`. Raises ValueError if the shapes differ.
+    """
+    _same_shape(reward=reward, terminated=terminated, truncated=truncated, valid=valid, next=next_value)
+    goes_on = continues(terminated | truncated, valid)
+    bootstrap = next_value.masked_fill(terminated, 0.0) * torch.where(goes_on, 1.0 - lambda_, 1.0)
+    now = (reward + gamma * bootstrap).masked_fill(~valid, 0.0)
+    return _backwards(now, gamma * lambda_ * goes_on.to(reward.dtype))
+
+
+def bounded_returns(
+    reward: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    next_value: Tensor,
+    *,
+    gamma: float,
+    steps: int,
+) -> Tensor:
+    """Returns of at most `steps` rewards, then bootstrapped; fewer where the rollout or the episode ends before.
+
+    See "Reinforcement Learning", Sutton & Barto 2018, eq. 7.4, where next_value is Q(s', a') for the action taken next.
+    All tensors [T, B]; next_value is the value of row t's successor. Returns [T, B], 0 in invalid rows.
+    Raises ValueError if the shapes differ.
+    """
+    _same_shape(reward=reward, terminated=terminated, truncated=truncated, valid=valid, next=next_value)
+    goes_on = continues(terminated | truncated, valid)
+    bootstrap = next_value.masked_fill(terminated | ~valid, 0.0)
+    paid = reward.masked_fill(~valid, 0.0)
+    returns = paid + gamma * bootstrap
+    for _ in range(min(steps, len(reward)) - 1):  # from the return of n steps to that of n + 1
+        # The last row goes on nowhere: what the roll brings there is not looked at.
+        returns = paid + gamma * torch.where(goes_on, returns.roll(-1, 0), bootstrap)
+    return returns
