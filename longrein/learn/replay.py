@@ -1,0 +1,518 @@
+"""Memories of past transitions: single rows with n-step windows, and sequences. Knows time, no algorithm.
+
+What is kept is kept by stream: a row of environment b is followed by the next row of environment b.
+Rules of `Replay`:
+1. An invalid row keeps its place, so that a stream stays a time line; it is never drawn and ends a window before it.
+2. `goes_on` says of each row whether the row after it in its stream is the next step of the same episode. A window
+   follows `goes_on` and nothing else: ends of episodes, invalid rows and the write head are all written there.
+3. The newest row does not go on until its successor comes: its window is shorter, and so is its discount.
+4. Two batches join only where the first observation of the one is the last successor of the other: the learner leaves
+   out a batch in which every environment was lost, and nothing may be summed across such a hole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longrein.errors import SpecError
+from longrein.learn.batch import Batch
+from longrein.learn.priorities import Priorities
+from longrein.learn.schedules import Schedule, value_at
+
+FIELDS = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "valid")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is remembered and how it is drawn; every algorithm with replay has one of these as its setting `memory`."""
+
+    capacity: int = 100_000
+    """Env steps kept, over all environments together."""
+    batch_size: int = 64
+    """Rows (or sequences) of one gradient step."""
+    min_size: int = 1_000
+    """Env steps to gather before learning begins."""
+    n_steps: int = 1
+    """Env steps of reward summed before the bootstrap, at most; a window ends with its episode."""
+    prioritized: bool = False
+    """Whether rows are drawn by their TD error rather than all alike."""
+    alpha: float = 0.6
+    """How much priorities count when rows are drawn: 0 not at all, 1 in proportion to the TD error."""
+    beta: Schedule = 0.4
+    """How much of the bias of prioritized drawing is corrected: 1 all of it; a schedule, by env steps."""
+    epsilon: float = 1e-6
+    """Added to every absolute TD error, in units of that error, so that no row is lost for good."""
+    eviction: str = "oldest"
+    """What a full memory forgets: oldest, or sampled (at random, and the rarer drawn the sooner if prioritized)."""
+    combined: bool = False
+    """Whether the newest rows are part of each batch, up to half of it (combined experience replay)."""
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "batch_size", "n_steps"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"memory.{name}", f"must be at least 1, got {getattr(self, name)}")
+        if self.min_size < 0:
+            raise SpecError("memory.min_size", f"must not be negative, got {self.min_size}")
+        if self.min_size > self.capacity:
+            raise SpecError("memory.min_size", f"{self.min_size} rows never fit in a capacity of {self.capacity}")
+        if self.alpha < 0:
+            raise SpecError("memory.alpha", f"must not be negative, got {self.alpha}")
+        if self.epsilon <= 0:
+            raise SpecError("memory.epsilon", f"must be positive, got {self.epsilon}")
+        if self.eviction not in ("oldest", "sampled"):
+            raise SpecError("memory.eviction", f"{self.eviction!r} is neither oldest nor sampled")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """N rows drawn, each with the window of at most n steps that begins there."""
+
+    observation: Tensor  # [N, ...]
+    action: Tensor  # [N, ...]
+    reward: Tensor  # float32 [N], sum of gamma^i r_i over the window's m steps
+    next_observation: Tensor  # [N, ...], the true successor of the window's last step
+    discount: Tensor  # float32 [N], gamma^m, 0 where the window's last step terminated
+    weight: Tensor  # float32 [N], importance weights with maximum 1; ones when all rows are drawn alike
+    index: Tensor  # int64 [N], for `update_priorities`; good until the next `add`
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # [N, ...], of the window's first step
+
+
+class Replay:
+    """The last `capacity` env steps as rings of S slots for each of B environments.
+
+    gamma: discount per env step of the n-step sums.
+    """
+
+    def __init__(self, memory: Memory, *, gamma: float) -> None:
+        self.memory = memory
+        self.gamma = gamma
+        self.env_steps = 0  # valid rows ever added
+        self._streams = 0  # B, known from the first batch
+        self._slots = 0  # S
+        self._filled = 0  # slots in use
+        self._head = 0  # slot to be written next, when the oldest is evicted
+        self._newest = -1  # slot written last
+        self._columns: dict[str, Tensor] = {}  # name -> [S * B, ...]; extras as "extras.NAME"
+        self._goes_on = torch.zeros(0, dtype=torch.bool)  # [S * B]
+        self._following = torch.zeros(0, dtype=torch.int64)  # [S], the slot of the next vector step, or -1
+        self._preceding = torch.zeros(0, dtype=torch.int64)  # [S]
+        self._num_valid = 0
+        self._fresh = torch.zeros(0, dtype=torch.int64)  # rows of the last `add`, valid ones, oldest first
+        self._priorities = Priorities(memory.alpha, memory.epsilon) if memory.prioritized else None
+
+    def __len__(self) -> int:
+        """Valid rows."""
+        return self._num_valid
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to learn from: `min_size` rows, or a full memory; and at least one."""
+        full = 0 < self._slots == self._filled
+        return self._num_valid >= max(self.memory.min_size, 1) or (full and self._num_valid > 0)
+
+    def add(self, batch: Batch, generator: torch.Generator | None = None) -> None:
+        """Copy a time-major batch [T, B, ...] in; it must follow on the last one.
+
+        generator: needed when eviction is sampled. Raises ValueError when B or a field's form is not the first one's.
+        """
+        columns = _columns(batch)
+        steps, streams = batch.reward.shape
+        if not self._columns:
+            self._allocate(streams, _forms(columns, 2))
+        _check(columns, streams, self._streams, _forms(self._columns, 1))
+        if steps > self._slots:  # only its end is remembered
+            columns = {name: column[-self._slots :] for name, column in columns.items()}
+            self.env_steps += int(batch.valid[: -self._slots].sum())
+            steps = self._slots
+        slots = self._take_slots(steps, generator)
+        rows = (slots.unsqueeze(1) * streams + torch.arange(streams)).flatten()
+        self._num_valid -= int(self._columns["valid"][rows].sum())
+        self._join(columns, slots)
+        for name, column in columns.items():
+            self._columns[name][rows] = column.flatten(0, 1)
+        valid = columns["valid"].flatten()
+        self._fresh = rows[valid]
+        self._num_valid += len(self._fresh)
+        self.env_steps += len(self._fresh)
+        self._newest = int(slots[-1])
+        if self._priorities is not None:
+            self._priorities.add(rows, valid)
+
+    def sample(self, size: int, generator: torch.Generator) -> Sample:
+        """Draw `size` rows, with replacement. Raises ValueError when there is none."""
+        if self._num_valid == 0:
+            raise ValueError("the memory holds no valid row; add a batch first")
+        fresh = self._fresh[-max(size // 2, 1) :] if self.memory.combined else self._fresh[:0]
+        count = size - len(fresh)
+        if self._priorities is not None:
+            index = torch.cat([self._priorities.draw(count, generator), fresh])
+            weight = self._priorities.weight(index, self._num_valid, value_at(self.memory.beta, self.env_steps))
+        else:
+            index = torch.cat([self._draw(count, generator), fresh])
+            weight = torch.ones(size)
+        return self._windows(index, weight)
+
+    def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
+        """Give rows [N] of a Sample the priority of their TD errors [N], unweighted, of any sign.
+
+        Does nothing when rows are drawn all alike. Raises ValueError when an error is not finite.
+        """
+        if self._priorities is not None:
+            self._priorities.set(index, td_error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides later draws. The tensors of a full memory are its own, not copies."""
+        return {
+            "streams": self._streams,
+            "slots": self._slots,
+            "filled": self._filled,
+            "head": self._head,
+            "newest": self._newest,
+            "num_valid": self._num_valid,
+            "env_steps": self.env_steps,
+            # Cut and cloned: torch would save all of the memory that a view is cut from.
+            "columns": {name: self._saved(column) for name, column in self._columns.items()},
+            "goes_on": self._saved(self._goes_on),
+            "following": self._following.clone(),
+            "preceding": self._preceding.clone(),
+            "fresh": self._fresh.clone(),
+            "priorities": None if self._priorities is None else self._priorities.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state. Raises ValueError when its rows were drawn another way."""
+        if (state["priorities"] is None) != (self._priorities is None):
+            raise ValueError("memory.prioritized: not as it was saved")
+        self._columns = {}
+        if state["columns"]:
+            self._allocate(state["streams"], _forms(state["columns"], 1))
+            if self._slots != state["slots"]:
+                raise ValueError(f"memory.capacity: {self._slots} slots, {state['slots']} when it was saved")
+            for name, column in state["columns"].items():
+                self._columns[name][: len(column)] = column
+            self._goes_on[: len(state["goes_on"])] = state["goes_on"]
+            self._following.copy_(state["following"])
+            self._preceding.copy_(state["preceding"])
+        self._filled, self._head, self._newest = state["filled"], state["head"], state["newest"]
+        self._num_valid, self.env_steps, self._fresh = state["num_valid"], state["env_steps"], state["fresh"].clone()
+        if self._priorities is not None:
+            self._priorities.load_state_dict(state["priorities"])
+
+    def _saved(self, column: Tensor) -> Tensor:
+        return column if self._filled == self._slots else column[: self._filled * self._streams].clone()
+
+    def _allocate(self, streams: int, forms: _Forms) -> None:
+        self._streams = streams
+        self._slots = max(self.memory.capacity // streams, 1)
+        rows = self._slots * streams
+        # Empty, so that pages never written cost nothing; `valid` decides, and must start False.
+        self._columns = {name: torch.empty(rows, *shape, dtype=dtype) for name, (shape, dtype) in forms.items()}
+        self._columns["valid"].zero_()
+        self._goes_on = torch.zeros(rows, dtype=torch.bool)
+        self._following = torch.full((self._slots,), -1)
+        self._preceding = torch.full((self._slots,), -1)
+        if self._priorities is not None:
+            self._priorities.allocate(rows)
+
+    def _take_slots(self, steps: int, generator: torch.Generator | None) -> Tensor:
+        """The slots [T] for the next vector steps, freed and counted in."""
+        free = min(self._slots - self._filled, steps)
+        if self.memory.eviction == "oldest" or free == steps:
+            slots = (self._head + torch.arange(steps)) % self._slots
+            self._head = (self._head + steps) % self._slots
+        else:
+            slots = torch.cat([self._filled + torch.arange(free), self._evict(steps - free, generator)])
+        self._filled += free
+        before, after = self._preceding[slots], self._following[slots]
+        self._goes_on.view(self._slots, -1)[before[before >= 0]] = False
+        self._following[before[before >= 0]] = -1
+        self._preceding[after[after >= 0]] = -1
+        return slots
+
+    def _evict(self, count: int, generator: torch.Generator | None) -> Tensor:
+        if generator is None:
+            raise ValueError("generator: sampled eviction needs one")
+        chance = torch.ones(self._filled, dtype=torch.float64)
+        if self._priorities is not None:
+            sums = self._priorities.of(torch.arange(self._filled * self._streams)).view(self._filled, -1).sum(1)
+            chance = 1.0 / (sums + 1e-12)
+        if count < self._filled:
+            chance[self._newest] = 0.0  # the next vector step follows on it
+        return torch.multinomial(chance, count, generator=generator)
+
+    def _join(self, columns: Mapping[str, Tensor], slots: Tensor) -> None:
+        """Link the new slots to each other and to the newest one, and say where episodes go on."""
+        valid = columns["valid"]
+        ends = columns["terminated"] | columns["truncated"]
+        goes_on = torch.zeros_like(valid)
+        goes_on[:-1] = ~ends[:-1] & valid[:-1] & valid[1:]
+        last = self._newest
+        self._following[slots[:-1]] = slots[1:]
+        self._preceding[slots[1:]] = slots[:-1]
+        self._following[slots[-1]] = -1
+        self._preceding[slots[0]] = -1
+        if last >= 0 and not bool((slots == last).any()):
+            rows = slice(last * self._streams, (last + 1) * self._streams)
+            same = (self._columns["next_observation"][rows] == columns["observation"][0]).flatten(1).all(1)
+            done = self._columns["terminated"][rows] | self._columns["truncated"][rows]
+            self._goes_on[rows] = same & ~done & self._columns["valid"][rows] & valid[0]
+            self._following[last] = slots[0]
+            self._preceding[slots[0]] = last
+        self._goes_on.view(self._slots, -1)[slots] = goes_on
+
+    def _draw(self, size: int, generator: torch.Generator) -> Tensor:
+        """Valid rows, all alike: int64 [size]."""
+        rows = self._filled * self._streams
+        index = torch.randint(rows, (size,), generator=generator)
+        if self._num_valid == rows:
+            return index
+        valid = self._columns["valid"]
+        for _ in range(4):
+            wrong = (~valid[index]).nonzero().squeeze(1)
+            if len(wrong) == 0:
+                return index
+            index[wrong] = torch.randint(rows, (len(wrong),), generator=generator)
+        candidates = valid[:rows].nonzero().squeeze(1)  # few rows are valid: list them
+        return candidates[torch.randint(len(candidates), (size,), generator=generator)]
+
+    def _windows(self, index: Tensor, weight: Tensor) -> Sample:
+        """The n-step windows that begin at rows [N]: R, D and s* of section "n-step" of docs/algorithms/dqn.md."""
+        columns = self._columns
+        reward, last = columns["reward"][index], index
+        discount = torch.full_like(reward, self.gamma)
+        if self.memory.n_steps > 1:
+            stream = index % self._streams
+            alive = torch.ones_like(index, dtype=torch.bool)
+            for _ in range(self.memory.n_steps - 1):
+                alive = alive & self._goes_on[last]
+                slot = self._following[last // self._streams]
+                last = torch.where(alive, slot * self._streams + stream, last)
+                reward = reward + alive * discount * columns["reward"][last]
+                discount = torch.where(alive, discount * self.gamma, discount)
+        return Sample(
+            observation=columns["observation"][index],
+            action=columns["action"][index],
+            reward=reward,
+            next_observation=columns["next_observation"][last],
+            discount=discount * ~columns["terminated"][last],
+            weight=weight,
+            index=index,
+            extras={name[7:]: column[index] for name, column in columns.items() if name.startswith("extras.")},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """K sequences drawn, each L steps of one environment."""
+
+    batch: Batch  # time-major [L, K, ...]; its first extras are those of the moment the sequence began
+    learn: Tensor  # bool [L, K]: valid, and behind the burn-in
+    weight: Tensor  # float32 [K], importance weights with maximum 1; ones when all sequences are drawn alike
+    index: Tensor  # int64 [K], for `update_priorities`; good until the next `add`
+
+
+class SequenceReplay:
+    """Sequences of `length` steps of one environment, a new one every `stride` steps, the oldest forgotten first.
+
+    length == stride == the steps of a batch keeps whole rollouts, as ACER and IMPALA replay them. R2D2 has length 80,
+    stride 40 and burn_in 40: the first `burn_in` steps only bring the recurrent state up to date. That state, and all
+    else in extras, is kept as the policy gave it when it acted; extras named in `first_only` are kept of a sequence's
+    first step alone, since a recurrent state is large. A sequence may hold the end of an episode: heed `done`.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        length: int,
+        *,
+        stride: int | None = None,
+        burn_in: int = 0,
+        first_only: tuple[str, ...] = (),
+    ) -> None:
+        stride = length if stride is None else stride
+        if not 1 <= stride <= length or not 0 <= burn_in < length:
+            raise ValueError(f"1 <= stride <= length and 0 <= burn_in < length, got {stride}, {burn_in} and {length}")
+        self.memory = memory
+        self.length, self.stride, self.burn_in = length, stride, burn_in
+        self.env_steps = 0  # valid rows ever added
+        self._first_only = {f"extras.{name}" for name in first_only}
+        self._capacity = max(memory.capacity // length, 1)  # sequences
+        self._filled = 0
+        self._head = 0
+        self._columns: dict[str, Tensor] = {}  # name -> [F, L, ...]
+        self._learn = torch.zeros(0, dtype=torch.int64)  # [F], rows to learn from in each sequence
+        self._pending: dict[str, Tensor] = {}  # name -> [less than L, B, ...]
+        self._fresh = torch.zeros(0, dtype=torch.int64)  # the sequences stored last, one for each environment
+        self._priorities = Priorities(memory.alpha, memory.epsilon) if memory.prioritized else None
+
+    def __len__(self) -> int:
+        """Valid rows kept behind the burn-in, over all sequences."""
+        return int(self._learn[: self._filled].sum())
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to learn from: `min_size` rows, or a full memory; and at least one."""
+        full = self._filled == self._capacity
+        return full or len(self) >= max(self.memory.min_size, 1)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences kept."""
+        return self._filled
+
+    def add(self, batch: Batch, generator: torch.Generator | None = None) -> None:
+        """Copy a time-major batch [T, B, ...] in; it must follow on the last one.
+
+        generator: needed when eviction is sampled. Raises ValueError when B or a field's form is not the first one's.
+        """
+        columns = _columns(batch)
+        if not self._pending:
+            self._pending = {name: column[:0].clone() for name, column in columns.items()}
+        _check(columns, batch.reward.shape[1], self._pending["reward"].shape[1], _forms(self._pending, 2))
+        self.env_steps += int(batch.valid.sum())
+        pending = {name: torch.cat([self._pending[name], column]) for name, column in columns.items()}
+        border = len(self._pending["reward"])
+        if border:
+            # A hole between two batches: what was pending was stopped from outside.
+            last, first = pending["next_observation"][border - 1], pending["observation"][border]
+            pending["truncated"][border - 1] |= ~(last == first).flatten(1).all(1)
+        start = 0
+        while len(pending["reward"]) - start >= self.length:
+            self._store({name: column[start : start + self.length] for name, column in pending.items()}, generator)
+            start += self.stride
+        self._pending = {name: column[start:].clone() for name, column in pending.items()}
+
+    def sample(self, count: int, generator: torch.Generator) -> Sequences:
+        """Draw `count` sequences, with replacement. Raises ValueError when there is none."""
+        if self._filled == 0:
+            raise ValueError("the memory holds no sequence yet; add more batches first")
+        fresh = self._fresh[-max(count // 2, 1) :] if self.memory.combined else self._fresh[:0]
+        others = count - len(fresh)
+        if self._priorities is not None:
+            index = torch.cat([self._priorities.draw(others, generator), fresh])
+            weight = self._priorities.weight(index, self._filled, value_at(self.memory.beta, self.env_steps))
+        else:
+            index = torch.cat([torch.randint(self._filled, (others,), generator=generator), fresh])
+            weight = torch.ones(count)
+        drawn = {}
+        for name, column in self._columns.items():
+            rows = column[index].transpose(0, 1)  # [L, K, ...]
+            drawn[name] = rows.expand(self.length, *rows.shape[1:]) if name in self._first_only else rows
+        batch = Batch(
+            **{name: drawn[name] for name in FIELDS},
+            extras={name[7:]: rows for name, rows in drawn.items() if name.startswith("extras.")},
+        )
+        learn = batch.valid.clone()
+        learn[: self.burn_in] = False
+        return Sequences(batch, learn, weight, index)
+
+    def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
+        """Give sequences [K] the priority of their errors [K]: R2D2 takes 0.9 max + 0.1 mean of |TD| over a sequence.
+
+        Does nothing when sequences are drawn all alike. Raises ValueError when an error is not finite.
+        """
+        if self._priorities is not None:
+            self._priorities.set(index, td_error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides later draws. The tensors of a full memory are its own, not copies."""
+        return {
+            "filled": self._filled,
+            "head": self._head,
+            "env_steps": self.env_steps,
+            "columns": {
+                name: column if self._filled == self._capacity else column[: self._filled].clone()
+                for name, column in self._columns.items()
+            },
+            "learn": self._learn.clone(),
+            "pending": dict(self._pending),
+            "fresh": self._fresh.clone(),
+            "priorities": None if self._priorities is None else self._priorities.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state. Raises ValueError when its sequences were drawn another way."""
+        if (state["priorities"] is None) != (self._priorities is None):
+            raise ValueError("memory.prioritized: not as it was saved")
+        self._columns = {}
+        if state["columns"]:
+            self._allocate(_forms(state["columns"], 1))
+            if len(self._learn) != len(state["learn"]):
+                raise ValueError(f"memory.capacity: {self._capacity} sequences, {len(state['learn'])} when saved")
+            for name, column in state["columns"].items():
+                self._columns[name][: len(column)] = column
+            self._learn.copy_(state["learn"])
+        self._filled, self._head, self.env_steps = state["filled"], state["head"], state["env_steps"]
+        self._pending = {name: column.clone() for name, column in state["pending"].items()}
+        self._fresh = state["fresh"].clone()
+        if self._priorities is not None:
+            self._priorities.load_state_dict(state["priorities"])
+
+    def _allocate(self, forms: _Forms) -> None:
+        self._columns = {
+            name: torch.empty(self._capacity, *shape, dtype=dtype) for name, (shape, dtype) in forms.items()
+        }
+        self._learn = torch.zeros(self._capacity, dtype=torch.int64)
+        if self._priorities is not None:
+            self._priorities.allocate(self._capacity)
+
+    def _store(self, window: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        """One sequence for each environment that has something to learn from: columns [L, B, ...]."""
+        learn = window["valid"][self.burn_in :].sum(0)
+        kept = learn.nonzero().squeeze(1)[-self._capacity :]
+        rows = {
+            name: column[: 1 if name in self._first_only else None, kept].transpose(0, 1)
+            for name, column in window.items()
+        }
+        if not self._columns:
+            self._allocate(_forms(rows, 1))
+        free = min(self._capacity - self._filled, len(kept))
+        if self.memory.eviction == "oldest" or free == len(kept):
+            index = (self._head + torch.arange(len(kept))) % self._capacity
+            self._head = (self._head + len(kept)) % self._capacity
+        else:
+            if generator is None:
+                raise ValueError("generator: sampled eviction needs one")
+            chance = torch.ones(self._filled, dtype=torch.float64)
+            if self._priorities is not None:
+                chance = 1.0 / (self._priorities.of(torch.arange(self._filled)) + 1e-12)
+            evicted = torch.multinomial(chance, len(kept) - free, generator=generator)
+            index = torch.cat([self._filled + torch.arange(free), evicted])
+        self._filled += free
+        for name, column in rows.items():
+            self._columns[name][index] = column
+        self._learn[index] = learn[kept]
+        self._fresh = index
+        if self._priorities is not None:
+            self._priorities.add(index, torch.ones(len(index), dtype=torch.bool))
+
+
+# -------------------------------------------------------------------------------------------------------------- columns
+
+
+def _columns(batch: Batch) -> dict[str, Tensor]:
+    columns = {name: getattr(batch, name) for name in FIELDS}
+    return columns | {f"extras.{name}": extra for name, extra in batch.extras.items()}
+
+
+_Forms = Mapping[str, tuple[torch.Size, torch.dtype]]
+
+
+def _forms(columns: Mapping[str, Tensor], leading: int) -> _Forms:
+    """Of each column, its shape behind `leading` dimensions, and its dtype."""
+    return {name: (column.shape[leading:], column.dtype) for name, column in columns.items()}
+
+
+def _check(columns: Mapping[str, Tensor], streams: int, expected: int, forms: _Forms) -> None:
+    """Raise ValueError unless columns [T, B, ...] are of `expected` environments and have these forms."""
+    if streams != expected:
+        raise ValueError(f"the memory holds {expected} environments, got a batch of {streams}: streams would be mixed")
+    got = _forms(columns, 2)
+    for name in sorted(got.keys() | forms.keys()):
+        if got.get(name) != forms.get(name):
+            raise ValueError(f"{name}: expected {forms.get(name)} as in the first batch, got {got.get(name)}")
