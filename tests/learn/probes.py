@@ -14,7 +14,9 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 
 from longrein.learn.algorithms import Algorithm
 from longrein.learn.batch import Batch, Transition
+from longrein.learn.replay import Memory
 from longrein.learn.rollout import Rollout
+from longrein.learn.torsos import Net
 
 Step = tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]
 
@@ -100,10 +102,31 @@ class Endless(Probe):
         return self.observation(), 1.0, False, self.time == 5, {}
 
 
+_REPLAYED: dict[str, Any] = {
+    "net": Net(hidden=(16,), activation="relu"), "memory": Memory(capacity=2_000, batch_size=16, min_size=8),
+    "rollout_steps": 16, "warmup_steps": 0,
+}  # fmt: skip
+
 SMALL: dict[str, dict[str, Any]] = {
+    "random": {},
+    "reinforce": {"rollout_steps": 8, "episodes_per_update": 1},
+    "a2c": {},
+    "a3c": {},
     "ppo": {},
+    "sarsa": {},
+    "pqn": {},
+    "dqn": {"memory": Memory(capacity=2_000, batch_size=16, min_size=4)},
+    "acktr": {"kl_clip": 0.02, "entropy_weight": 0.0},
+    "impala": {"replay_ratio": 1.0, "memory": Memory(capacity=2_000, batch_size=8, min_size=100)},
+    "acer": {"memory": Memory(capacity=2_000, batch_size=8, min_size=100)},
+    "sac": _REPLAYED,
+    "td3": _REPLAYED,
+    "crossq": _REPLAYED,
 }
 """For each algorithm the settings with which it learns from its very first small batches."""
+
+LEARNS_NOTHING = {"random"}
+"""Algorithms without weights, of which nobody asks that these change."""
 
 
 def vector(make: Callable[[], gymnasium.Env[Any, Any]], num_envs: int = 8) -> SyncVectorEnv:
