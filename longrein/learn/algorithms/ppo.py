@@ -1,31 +1,37 @@
 """PPO: proximal policy optimization with a clipped surrogate (Schulman et al. 2017, arXiv:1707.06347).
 
-With the details of "The 37 Implementation Details of PPO" (Huang et al. 2022) that apply to vector observations;
-docs/algorithms/ppo.md lists them and where we differ.
+With the details of "The 37 Implementation Details of PPO" (Huang et al. 2022); docs/algorithms/ppo.md lists them and
+where we differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
-from longrein.learn import losses
+from longrein.learn import losses, policy_value
 from longrein.learn.batch import Batch
 from longrein.learn.distributions import ActionForm, Distribution, action_form
-from longrein.learn.networks import ActorCritic, flat_observation, observation_size
+from longrein.learn.inputs import Inputs
+from longrein.learn.networks import observation_size
 from longrein.learn.normalise import ObservationNormaliser, RewardScale
-from longrein.learn.returns import gae
+from longrein.learn.optimizers import FlatParameters, set_lr
+from longrein.learn.recurrent import begins
+from longrein.learn.returns import continues, gae
 from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.torsos import Net, has_image
 
-ACTION_SPACES = (Discrete, MultiDiscrete, MultiBinary, Box)
+ACTION_SPACES = (Discrete, MultiDiscrete, MultiBinary, Box, Tuple, Dict)
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,10 @@ class Config:
     """Whether rewards are divided by the running deviation of the discounted return."""
     normal_clip: float = 10.0
     """Deviations to which normalised observations and scaled rewards are clipped."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer, in the policy's and in the value's network."""
-    activation: str = "tanh"
-    """Of the hidden layers: tanh, relu, elu or silu."""
+    shared: bool = False
+    """Whether policy and value share one torso (and recurrent layer), rather than having one each."""
+    net: Net = Net()
+    """What stands between observations and heads."""
 
     def __post_init__(self) -> None:
         for name in ("rollout_steps", "epochs", "minibatch_size"):
@@ -89,47 +95,63 @@ class Policy(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.observation_space = observation_space
         self.form: ActionForm = action_form(action_space)
-        size = observation_size(observation_space)
-        self.normaliser = ObservationNormaliser(size, config.normal_clip) if config.normalise_observation else None
-        self.net = ActorCritic(
-            size,
-            self.form.num_parameters,
-            self.form.num_deviations,
-            hidden=config.hidden,
-            activation=config.activation,
-            generator=generator,
+        self.inputs = Inputs(observation_space, config.net, self.form)
+        seen = self.inputs.space
+        self.normaliser: ObservationNormaliser | None = None
+        if config.normalise_observation:
+            if has_image(seen):
+                raise SpecError("ppo.normalise_observation", f"{seen} has images, which are scaled as they are seen",
+                                hint="normalise_observation: false")  # fmt: skip
+            self.normaliser = ObservationNormaliser(observation_size(seen), config.normal_clip)
+        self.net = policy_value.make_policy_value(
+            seen, action_space, self.form, config.net, shared=config.shared, generator=generator
         )
 
-    def encode(self, observation: Any) -> NDArray[np.float32]:
-        """Observations of B environments, as the vector environment batches them -> float32 [B, size]."""
-        return flat_observation(self.observation_space, observation)
+    def encode(self, observation: Any) -> NDArray[np.generic]:
+        """Observations of B environments, as the vector environment batches them -> [B, ...], masks included."""
+        return self.inputs.encode(observation)
 
-    @torch.no_grad()
+    def initial_state(self, num_envs: int) -> NDArray[np.float32] | None:
+        """What a recurrent policy remembers when B episodes begin: [B, S] of zeros; None when it is not recurrent."""
+        return np.zeros((num_envs, self.net.state_size), np.float32) if self.net.state_size else None
+
+    @torch.inference_mode()
     def act(
-        self, observation: NDArray[np.generic], deterministic: bool = False, generator: torch.Generator | None = None
+        self,
+        observation: NDArray[np.generic],
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+        state: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.generic], dict[str, NDArray[np.generic]]]:
-        """Encoded observations [B, size] -> actions [B, ...] and {"log_prob": [B]} of the policy that acted."""
-        distribution = self.distribution(self.normalise(torch.from_numpy(observation)))
-        action = distribution.mode() if deterministic else distribution.sample(generator)
-        return action.numpy(), {"log_prob": distribution.log_prob(action).numpy()}
+        """Encoded observations [B, ...], state [B, S] of a recurrent policy (zeros if left out) -> actions [B, ...].
 
-    def for_env(self, action: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Actions of `act` -> what the vector environment takes: shaped, and clipped to its bounds."""
+        Extras: log_prob [B] of the policy that acted; where it is recurrent also `state`, as it was given, and
+        `next_state`, for the next step of those episodes that go on.
+        """
+        if state is None:
+            state = self.initial_state(len(observation))
+        inputs, mask = self.split(torch.from_numpy(observation))
+        numbers, next_state = self.net.act(inputs, None if state is None else torch.from_numpy(state))
+        distribution = self.distribution(numbers, mask)
+        action = distribution.mode() if deterministic else distribution.sample(generator)
+        extras: dict[str, NDArray[np.generic]] = {"log_prob": distribution.log_prob(action).numpy()}
+        if state is not None and next_state is not None:
+            extras |= {"state": state, "next_state": next_state.numpy()}
+        return action.numpy(), extras
+
+    def for_env(self, action: NDArray[np.generic]) -> Any:
+        """Actions of `act` -> what the vector environment takes: shaped, clipped to its bounds, in parts."""
         return self.form.for_env(action)
 
-    def normalise(self, observation: Tensor) -> Tensor:
-        """Encoded observations [..., size] -> the networks' input."""
-        return observation if self.normaliser is None else self.normaliser(observation)
+    def split(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encoded observations [..., size] -> the network's input, normalised, and the action mask or None."""
+        inputs, mask = self.inputs.split(observation)
+        return inputs if self.normaliser is None else self.normaliser(inputs), mask
 
-    def distribution(self, inputs: Tensor) -> Distribution:
-        """Normalised observations [N, size] -> N distributions over actions."""
-        return self.form.distribution(self.net.actor(inputs), self.net.log_std)
-
-    def value(self, inputs: Tensor) -> Tensor:
-        """Normalised observations [N, size] -> values [N], in units of the (scaled) reward."""
-        return self.net.value(inputs)
+    def distribution(self, numbers: Tensor, mask: Tensor | None = None) -> Distribution:
+        """The network's numbers [N, P] and masks [N, num_choices] -> N distributions over actions."""
+        return policy_value.distribution(self.net, self.form, numbers, mask)
 
 
 class PPO:
@@ -147,7 +169,8 @@ class PPO:
         self.policy = Policy(config, observation_space, action_space, self.generator)
         self.reward_scale = RewardScale(config.gamma, config.normal_clip) if config.scale_reward else None
         # 1e-5, not 1e-8: what PPO's authors run; it bounds the step where a gradient is nearly 0.
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=value_at(config.lr, 0), eps=1e-5, fused=True)
+        self.parameters = FlatParameters(self.policy.parameters())
+        self.optimizer = torch.optim.Adam([self.parameters.whole], lr=value_at(config.lr, 0), eps=1e-5, fused=True)
         self.env_steps = 0  # valid rows seen
         self.updates = 0  # optimizer steps taken
 
@@ -161,28 +184,29 @@ class PPO:
 
         Raises ValueError when no row is valid, or extras lack `log_prob`.
         """
-        if "log_prob" not in batch.extras:
-            raise ValueError("extras: PPO needs the log_prob that `act` gave")
+        for name in ("log_prob", "state") if self.policy.net.state_size else ("log_prob",):
+            if name not in batch.extras:
+                raise ValueError(f"extras: PPO needs the {name} that `act` gave")
         if not batch.valid.any():
             raise ValueError("valid: no row of the batch is; there is nothing to learn from")
         lr, clip, entropy_weight = (
             value_at(schedule, self.env_steps)
             for schedule in (self.config.lr, self.config.clip, self.config.entropy_weight)
         )
-        rows = self._rows(batch)
+        rows, memory = self._rows(batch)
+        flat = rows if memory is None else rows.at(memory.valid)
         measured: dict[str, float] = {
-            "explained_variance": losses.explained_variance(rows.value, rows.target),
-            "value": float(rows.value.mean()),
-            "advantage_std": float(rows.advantage.std(correction=0)),
+            "explained_variance": losses.explained_variance(flat.value, flat.target),
+            "value": float(flat.value.mean()),
+            "advantage_std": float(flat.advantage.std(correction=0)),
         }
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        measured |= self._epochs(rows, clip, entropy_weight)
+        set_lr(self.optimizer, lr)
+        measured |= self._epochs(rows, memory, clip, entropy_weight)
         measured |= {"lr": lr, "clip": clip}
-        self.env_steps += len(rows.value)
+        self.env_steps += len(flat.value)
         if self.policy.normaliser is not None:
             # After the epochs: the log_prob of the next rollout is then made with the statistics it is trained with.
-            self.policy.normaliser.moments.update(batch.observation[batch.valid])
+            self.policy.normaliser.moments.update(self.policy.inputs.split(batch.observation[batch.valid])[0])
         return measured
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,15 +231,21 @@ class PPO:
         self.updates = state["updates"]
 
     @torch.no_grad()
-    def _rows(self, batch: Batch) -> _Rows:
-        """Values, advantages and targets of the whole rollout; then only its valid rows, flat."""
-        steps, envs = batch.reward.shape
+    def _rows(self, batch: Batch) -> tuple[_Rows, _Memory | None]:
+        """Values, advantages and targets of the rollout: its valid rows, or all of them beside what is remembered."""
         reward = batch.reward
         if self.reward_scale is not None:
             reward = self.reward_scale.scale(reward, batch.done, batch.valid)
-        # Both ends of every step in one pass: twice the rows, but no special case for ends of episodes and rollouts.
-        inputs = self.policy.normalise(torch.stack([batch.observation, batch.next_observation]).flatten(0, 2))
-        value, next_value = self.policy.value(inputs).view(2, steps, envs)
+        inputs, mask = self.policy.split(batch.observation)
+        # The others' successor is the next row, or has no value.
+        ends = batch.valid & ~batch.terminated & ~continues(batch.done, batch.valid)
+        successor, _ = self.policy.split(batch.next_observation[ends])
+        memory = None
+        if self.policy.net.state_size:
+            memory = _Memory(batch.extras["state"][0], begins(batch.done, batch.valid), batch.valid)
+        value, next_value = policy_value.values(
+            self.policy.net, inputs, (ends, successor), *((memory.state, memory.begin) if memory is not None else ())
+        )
         advantage = gae(
             reward,
             batch.terminated,
@@ -226,34 +256,66 @@ class PPO:
             gamma=self.config.gamma,
             lambda_=self.config.lambda_,
         )
-        observation = inputs.view(2, steps, envs, -1)[0]
-        columns = (observation, batch.action, batch.extras["log_prob"], value, advantage, advantage + value)
-        return _Rows(*(column[batch.valid] for column in columns))
+        rows = _Rows(inputs, mask, batch.action, batch.extras["log_prob"], value, advantage, advantage + value)
+        return (rows if memory is not None else rows.at(batch.valid)), memory
 
-    def _epochs(self, rows: _Rows, clip: float, entropy_weight: float) -> dict[str, float]:
-        count = len(rows.value)
-        pieces = -(-count // self.config.minibatch_size)
-        measured: list[Tensor] = []
-        stopped = False
+    def _epochs(self, rows: _Rows, memory: _Memory | None, clip: float, entropy_weight: float) -> dict[str, float]:
+        limit = self.config.target_kl
+        measured: list[Tensor] = []  # four of each minibatch
+        log_ratios: list[Tensor] = []
         for _ in range(self.config.epochs):
-            order = torch.randperm(count, generator=self.generator)
-            # tensor_split makes equal pieces: a remainder of a few rows would be an update of mostly noise.
-            for index in order.tensor_split(pieces):
-                numbers = self._step(rows.at(index), clip, entropy_weight)
-                measured.append(numbers)
-                stopped = self.config.target_kl is not None and float(numbers[3]) > self.config.target_kl
-                if stopped:
+            for minibatch in self._minibatches(rows, memory):
+                numbers, log_ratio = self._step(*self._evaluated(*minibatch), clip, entropy_weight)
+                measured += numbers
+                log_ratios.append(log_ratio)
+                if limit is not None and losses.approx_kl(log_ratio) > limit:
                     break
-            if stopped:
-                break
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
-        means = dict(zip(names, torch.stack(measured).mean(0).tolist(), strict=True))
-        return means | {"last_kl": float(measured[-1][3]), "minibatches": float(len(measured))}
+            else:
+                continue
+            break
+        # Only now: each number read, or operation on a few rows, between two steps costs as much as a layer does.
+        means = torch.stack(measured).view(-1, 4).mean(0).tolist()
+        ratios = torch.cat(log_ratios)
+        return dict(zip(("policy_loss", "value_loss", "entropy", "grad_norm"), means, strict=True)) | {
+            "approx_kl": float(losses.approx_kl(ratios)),
+            "clip_fraction": float(losses.clip_fraction(ratios, clip)),
+            "last_kl": float(losses.approx_kl(log_ratios[-1])),
+            "minibatches": float(len(log_ratios)),
+        }
 
-    def _step(self, rows: _Rows, clip: float, entropy_weight: float) -> Tensor:
-        """One optimizer step on one minibatch; what was measured before it."""
-        distribution = self.policy.distribution(rows.inputs)
-        value = self.policy.value(rows.inputs)
+    def _minibatches(self, rows: _Rows, memory: _Memory | None) -> Iterator[tuple[_Rows, _Memory | None]]:
+        """The rows of one epoch, shuffled, in pieces of equal size: a small last one would be mostly noise."""
+        if memory is None:
+            rows = rows.at(torch.randperm(len(rows.value), generator=self.generator))
+            for piece in self._pieces(len(rows.value), len(rows.value)):
+                yield rows.at(piece), None
+            return
+        # A recurrent policy needs whole time lines: its minibatches are of environments, those with anything to learn.
+        envs = memory.valid.any(0).nonzero().squeeze(1)
+        order = envs[torch.randperm(len(envs), generator=self.generator)]
+        for piece in self._pieces(int(memory.valid.sum()), len(envs)):
+            yield rows.at((slice(None), order[piece])), memory.of(order[piece])
+
+    def _pieces(self, count: int, units: int) -> list[slice]:
+        """Where to cut `units` that hold `count` rows, so that no piece has more than `minibatch_size` if it can be."""
+        number = min(-(-count // self.config.minibatch_size), units)
+        cuts = [units * i // number for i in range(number + 1)]
+        return [slice(*ends) for ends in pairwise(cuts)]
+
+    def _evaluated(self, rows: _Rows, memory: _Memory | None) -> tuple[Distribution, Tensor, _Rows]:
+        """A minibatch's valid rows [N, ...], with distributions and values [N] of the policy as it is now."""
+        if memory is None:
+            numbers, value = self.policy.net.evaluate(rows.inputs)
+        else:
+            assert isinstance(self.policy.net, policy_value.PolicyValue)
+            numbers, value = self.policy.net.evaluate_sequences(rows.inputs, memory.state, memory.begin)
+            numbers, value, rows = numbers[memory.valid], value[memory.valid], rows.at(memory.valid)
+        return self.policy.distribution(numbers, rows.mask), value, rows
+
+    def _step(
+        self, distribution: Distribution, value: Tensor, rows: _Rows, clip: float, entropy_weight: float
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """One optimizer step on one minibatch; what was measured before it: four scalars, and log ratios [N]."""
         log_ratio = distribution.log_prob(rows.action) - rows.log_prob
         advantage = losses.normalised(rows.advantage) if self.config.normalise_advantage else rows.advantage
         policy_loss = losses.clipped_surrogate(log_ratio, advantage, clip)
@@ -261,38 +323,54 @@ class PPO:
             value_loss = losses.value_loss(value, rows.target)
         else:
             value_loss = losses.clipped_value_loss(value, rows.target, rows.value, self.config.value_clip)
-        entropy = distribution.entropy().mean()
-        loss = policy_loss + self.config.value_weight * value_loss - entropy_weight * entropy
-        self.optimizer.zero_grad()
+        loss = policy_loss + self.config.value_weight * value_loss
+        with torch.set_grad_enabled(entropy_weight != 0):
+            entropy = distribution.entropy().mean()
+        if entropy_weight != 0:
+            loss = loss - entropy_weight * entropy
+        self.parameters.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        norm = self.parameters.clip_(self.config.max_grad_norm)
         self.optimizer.step()
         self.updates += 1
-        with torch.no_grad():
-            kl, clipped = losses.approx_kl(log_ratio), losses.clip_fraction(log_ratio, clip)
-        return torch.stack([policy_loss.detach(), value_loss.detach(), entropy.detach(), kl, clipped, norm])
+        return (policy_loss.detach(), value_loss.detach(), entropy.detach(), norm), log_ratio.detach()
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The valid rows of a rollout, flat: [N, ...]."""
+    """Rows of a rollout: its valid ones [N, ...]; or, where the policy is recurrent, all of them [T, B, ...]."""
 
     inputs: Tensor
+    mask: Tensor | None
     action: Tensor
     log_prob: Tensor
     value: Tensor
     advantage: Tensor
     target: Tensor
 
-    def at(self, index: Tensor) -> _Rows:
+    def at(self, index: Any) -> _Rows:
+        """Those at a tensor's index, or at a tuple of them."""
         return _Rows(
             self.inputs[index],
+            None if self.mask is None else self.mask[index],
             self.action[index],
             self.log_prob[index],
             self.value[index],
             self.advantage[index],
             self.target[index],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What a recurrent policy's rows [T, B] hang together by."""
+
+    state: Tensor  # [B, S], before the first row
+    begin: Tensor  # [T, B]: where it was set to zeros
+    valid: Tensor  # [T, B]
+
+    def of(self, envs: Tensor) -> _Memory:
+        return _Memory(self.state[envs], self.begin[:, envs], self.valid[:, envs])
 
 
 def build(
