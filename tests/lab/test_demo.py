@@ -25,8 +25,18 @@ from longrein.learn.algorithms.ppo import Config
 LISTENS = "import time; print('hello', flush=True); print('listening on ws://127.0.0.1:7', flush=True); time.sleep(60)"
 
 
+BEFORE: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """What earlier tests left running is not this one's business: multiprocessing's resource tracker, for one."""
+    BEFORE.clear()
+    BEFORE.update(psutil.Process().children(recursive=True))
+
+
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return [child for child in psutil.Process().children(recursive=True) if child not in BEFORE]
 
 
 def test_a_server_process_says_where_it_listens_and_is_ended(tmp_path: Path) -> None:

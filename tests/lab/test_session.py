@@ -63,7 +63,7 @@ def test_a_session_leaves_all_its_files(tmp_path: Path) -> None:
     # CartPole gives 1 a step: a return is a length.
     assert all(float(row["return"]) == int(row["length"]) for row in episodes)
     metrics = records.read_table(folder / "metrics.csv")
-    assert metrics["env_steps"] == [128.0 * (i + 1) for i in range(8)]
+    assert metrics["env_steps"] == [128.0, 384.0, 640.0, 896.0]  # at least 200 env steps apart
     assert json.loads((folder / "result.json").read_text())["status"] == "budget spent"
     assert any(path.stat().st_size > 500 for path in (folder / "tensorboard").iterdir())
 

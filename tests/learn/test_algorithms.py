@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from longrein.learn.algorithms import Algorithm
 from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.batch import Batch
 from longrein.learn.schedules import Linear
+from longrein.learn.torsos import Net
 
 EVERY = sorted(algorithms.TABLE)
 SPACES: list[gymnasium.Space[Any]] = [Discrete(3), MultiDiscrete([2, 3]), MultiBinary(2), Box(-1, 1, (2,))]
@@ -63,7 +65,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(name: str) -> None:
     for algorithm in (one, two, other):
         probes.batches(probes.vector(probe_for(name)), algorithm, 2)
     assert same(one, two)
-    assert not same(one, other)
+    assert name in probes.LEARNS_NOTHING or not same(one, other)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -103,7 +105,8 @@ def test_it_acts_and_learns_in_each_space(name: str, space: gymnasium.Space[Any]
     algorithm = build_(config, envs.single_observation_space, envs.single_action_space, 0)
     before = weights(algorithm)
     probes.batches(envs, algorithm, 1)
-    assert any(not torch.equal(a, b) for a, b in zip(before, weights(algorithm), strict=True))
+    changed = any(not torch.equal(a, b) for a, b in zip(before, weights(algorithm), strict=True))
+    assert changed != (name in probes.LEARNS_NOTHING)
     observation = algorithm.policy.encode(envs.reset(seed=0)[0])
     action, _ = algorithm.policy.act(observation, deterministic=True)
     envs.step(algorithm.policy.for_env(action))
@@ -135,8 +138,8 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 
 def test_a_config_comes_back_from_plain_values() -> None:
-    config = Config(lr=Linear(1.0, 0.0, 10), hidden=(8,))
-    plain = dataclasses.asdict(config) | {"hidden": [8]}
+    config = Config(lr=Linear(1.0, 0.0, 10), net=Net(hidden=(8,)))
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
     assert algorithms.config_from(Config, plain) == config
     assert algorithms.config_from(Config, {"lr": {"linear": [1.0, 0.0, 10]}}).lr == Linear(1.0, 0.0, 10)
 
@@ -144,7 +147,8 @@ def test_a_config_comes_back_from_plain_values() -> None:
 # ---------------------------------------------------------------------------------------------------------------- PPO
 
 FAST = {
-    "rollout_steps": 32, "minibatch_size": 64, "epochs": 4, "lr": 5e-3, "hidden": (16,), "gamma": 0.8, "lambda_": 0.9,
+    "rollout_steps": 32, "minibatch_size": 64, "epochs": 4, "lr": 5e-3, "gamma": 0.8, "lambda_": 0.9,
+    "net": Net(hidden=(16,)),
 }  # fmt: skip
 
 
@@ -156,9 +160,9 @@ def trained(make: type[probes.Probe], updates: int = 40, **settings: Any) -> PPO
 
 
 def values(algorithm: PPO, *observations: float) -> list[float]:
-    inputs = algorithm.policy.normalise(torch.tensor(observations).unsqueeze(1))
+    inputs, _ = algorithm.policy.split(torch.tensor(observations).unsqueeze(1))
     with torch.no_grad():
-        return algorithm.policy.value(inputs).tolist()  # type: ignore[no-any-return]  # torch says Any
+        return algorithm.policy.net.value(inputs).tolist()  # type: ignore[no-any-return]  # torch says Any
 
 
 def choices(algorithm: PPO, *observations: float) -> list[float]:
@@ -280,4 +284,4 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(SpecError, match=r"ppo\.epochs"):
         Config(epochs=0)
     with pytest.raises(SpecError, match="tanh"):
-        build("ppo", activation="tahn")
+        build("ppo", net=Net(activation="tahn"))

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -21,10 +21,23 @@ from numpy.typing import NDArray
 
 from longrein.errors import SpecError
 from longrein.learn.batch import Batch
-from longrein.learn.schedules import Linear
+from longrein.learn.schedules import Shape, shape_from
 
 TABLE: Mapping[str, str] = {
+    "random": "longrein.learn.algorithms.random",
+    "reinforce": "longrein.learn.algorithms.reinforce",
+    "a2c": "longrein.learn.algorithms.a2c",
+    "a3c": "longrein.learn.algorithms.a3c",
     "ppo": "longrein.learn.algorithms.ppo",
+    "sarsa": "longrein.learn.algorithms.sarsa",
+    "dqn": "longrein.learn.algorithms.dqn",
+    "pqn": "longrein.learn.algorithms.pqn",
+    "acktr": "longrein.learn.algorithms.acktr",
+    "sac": "longrein.learn.algorithms.sac",
+    "td3": "longrein.learn.algorithms.td3",
+    "crossq": "longrein.learn.algorithms.crossq",
+    "impala": "longrein.learn.algorithms.impala",
+    "acer": "longrein.learn.algorithms.acer",
 }
 
 
@@ -41,6 +54,36 @@ class Policy(Protocol):
 
     def for_env(self, action: NDArray[np.generic]) -> NDArray[np.generic]:
         """Stored actions -> what the vector environment takes: shaped, clipped to its bounds."""
+
+
+@runtime_checkable
+class RecurrentPolicy(Policy, Protocol):
+    """A policy that may remember: whoever acts with it keeps a row of state for each environment.
+
+    The row is set to zeros after a step that ended the environment's episode, and after one that was not valid; the
+    learner does the same inside a rollout, from `done` and `valid` alone.
+    """
+
+    def initial_state(self, num_envs: int) -> NDArray[np.float32] | None:
+        """The state [B, S] in which B episodes begin: zeros. None: as it is configured, the policy is not recurrent."""
+
+    def act(
+        self,
+        observation: NDArray[np.generic],
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+        state: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.generic], dict[str, NDArray[np.generic]]]:
+        """As Policy.act; state [B, S], zeros where it is left out.
+
+        Extras hold `state`, as it was before acting, and `next_state`, which is no transition's business: the actor
+        takes it out and hands it to the next step.
+        """
+
+
+def initial_state(policy: Policy, num_envs: int) -> NDArray[np.float32] | None:
+    """The state in which `policy` begins B episodes; None for a policy that is not recurrent."""
+    return policy.initial_state(num_envs) if isinstance(policy, RecurrentPolicy) else None
 
 
 class Algorithm(Protocol):
@@ -90,7 +133,8 @@ def config_from(config_class: type[Any], settings: Mapping[str, Any], base: Any 
     A section (`net`, `memory`) is a mapping of its own, and what is left out there is as in the Config's default.
     base: in place of the class's defaults.
 
-    A schedule is a number, {"linear": [start, end, steps]} or {"start": ..., "end": ..., "steps": ...}.
+    A schedule is a number, {"linear": [start, end, steps]} or {"start": ..., "end": ..., "steps": ...}, and so for
+    the other shapes of longrein.learn.schedules.
     Raises SpecError for an unknown key.
     """
     known = [field.name for field in fields(config_class)]
@@ -101,7 +145,7 @@ def config_from(config_class: type[Any], settings: Mapping[str, Any], base: Any 
             hint = f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(known)
             raise SpecError(f"agent.algorithm.{key}", "there is no such setting", hint=hint)
         default = next(field for field in fields(config_class) if field.name == key).default
-        nested = isinstance(value, Mapping) and is_dataclass(default) and not isinstance(default, Linear)
+        nested = isinstance(value, Mapping) and is_dataclass(default) and not isinstance(default, Shape)
         values[key] = config_from(type(default), value, default) if nested else _value(value)
     return config_class(**values) if base is None else replace(base, **values)
 
@@ -109,8 +153,5 @@ def config_from(config_class: type[Any], settings: Mapping[str, Any], base: Any 
 def _value(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
-    if isinstance(value, Mapping) and value.keys() == {"linear"}:
-        return Linear(*value["linear"])
-    if isinstance(value, Mapping) and value.keys() == {"start", "end", "steps"}:
-        return Linear(**value)
-    return value
+    shape = shape_from(value)
+    return value if shape is None else shape
