@@ -5,7 +5,9 @@ STAMP := .venv/.made
 AT ?= websocket
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo test test-all lint types bench docs clean
+PEERS := .venv-peers/.made
+
+.PHONY: setup peers demo test test-all lint types bench docs clean
 
 setup: $(STAMP)
 
@@ -20,13 +22,23 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
+# Other packages that compute or train the same: for outside proof and for benchmarks, apart from ours.
+peers: $(PEERS)
+
+$(PEERS): constraints.txt
+	@echo "set-up: .venv-peers"
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt torch
+	@.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt stable-baselines3 sb3-contrib sbx-rl rlax tianshou
+	@touch $(PEERS)
+
 demo: setup
 	$(BIN)/longrein run --at $(AT)
 
 test: setup
 	$(BIN)/python -m pytest -q -m 'not slow'
 
-test-all: setup
+test-all: setup peers
 	$(BIN)/python -m pytest -q
 
 lint: setup
@@ -43,4 +55,4 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
