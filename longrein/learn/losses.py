@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -210,9 +210,7 @@ def huber(error: Tensor, delta: float = 1.0) -> Tensor:
     See "Human-level control through deep reinforcement learning", Mnih et al. 2015, methods (Nature 518): clipping the
     error term to [-1, 1] is this with delta 1. delta is in units of the error.
     """
-    size = error.abs()
-    inner = size.clamp(max=delta)
-    return inner * (size - 0.5 * inner)
+    return nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
 
 
 def c51_projection(probs: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longrein.errors import SpecError
@@ -130,12 +132,13 @@ class Replay:
             self.env_steps += int(batch.valid[: -self._slots].sum())
             steps = self._slots
         slots = self._take_slots(steps, generator)
-        rows = (slots.unsqueeze(1) * streams + torch.arange(streams)).flatten()
-        self._num_valid -= int(self._columns["valid"][rows].sum())
+        valid = columns["valid"].flatten()
+        at = self._rows(slots)
+        self._num_valid -= int(self._columns["valid"][at].numpy().sum())
         self._join(columns, slots)
         for name, column in columns.items():
-            self._columns[name][rows] = column.flatten(0, 1)
-        valid = columns["valid"].flatten()
+            self._columns[name][at] = column.flatten(0, 1)
+        rows = torch.arange(at.start, at.stop) if isinstance(at, slice) else at
         self._fresh = rows[valid]
         self._num_valid += len(self._fresh)
         self.env_steps += len(self._fresh)
@@ -219,22 +222,34 @@ class Replay:
         if self._priorities is not None:
             self._priorities.allocate(rows)
 
-    def _take_slots(self, steps: int, generator: torch.Generator | None) -> Tensor:
+    def _take_slots(self, steps: int, generator: torch.Generator | None) -> NDArray[np.int64]:
         """The slots [T] for the next vector steps, freed and counted in."""
         free = min(self._slots - self._filled, steps)
         if self.memory.eviction == "oldest" or free == steps:
-            slots = (self._head + torch.arange(steps)) % self._slots
+            slots = (self._head + np.arange(steps)) % self._slots
             self._head = (self._head + steps) % self._slots
         else:
-            slots = torch.cat([self._filled + torch.arange(free), self._evict(steps - free, generator)])
+            slots = np.concatenate([self._filled + np.arange(free), self._evict(steps - free, generator)])
         self._filled += free
-        before, after = self._preceding[slots], self._following[slots]
-        self._goes_on.view(self._slots, -1)[before[before >= 0]] = False
-        self._following[before[before >= 0]] = -1
-        self._preceding[after[after >= 0]] = -1
+        goes_on, following, preceding = self._links()
+        before, after = preceding[slots], following[slots]
+        goes_on[before[before >= 0]] = False
+        following[before[before >= 0]] = -1
+        preceding[after[after >= 0]] = -1
         return slots
 
-    def _evict(self, count: int, generator: torch.Generator | None) -> Tensor:
+    def _links(self) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """The very memory of `_goes_on` [S, B], `_following` and `_preceding`: NumPy is quicker with few slots."""
+        return self._goes_on.numpy().reshape(self._slots, -1), self._following.numpy(), self._preceding.numpy()
+
+    def _rows(self, slots: NDArray[np.int64]) -> slice | Tensor:
+        """The rows of slots [T], oldest first: a slice where they lie in one piece."""
+        first, last = int(slots[0]), int(slots[-1])
+        if last - first == len(slots) - 1 and self.memory.eviction == "oldest":
+            return slice(first * self._streams, (last + 1) * self._streams)
+        return torch.from_numpy((slots[:, None] * self._streams + np.arange(self._streams)).reshape(-1))
+
+    def _evict(self, count: int, generator: torch.Generator | None) -> NDArray[np.int64]:
         if generator is None:
             raise ValueError("generator: sampled eviction needs one")
         chance = torch.ones(self._filled, dtype=torch.float64)
@@ -243,27 +258,28 @@ class Replay:
             chance = 1.0 / (sums + 1e-12)
         if count < self._filled:
             chance[self._newest] = 0.0  # the next vector step follows on it
-        return torch.multinomial(chance, count, generator=generator)
+        return torch.multinomial(chance, count, generator=generator).numpy()
 
-    def _join(self, columns: Mapping[str, Tensor], slots: Tensor) -> None:
+    def _join(self, columns: Mapping[str, Tensor], slots: NDArray[np.int64]) -> None:
         """Link the new slots to each other and to the newest one, and say where episodes go on."""
-        valid = columns["valid"]
-        ends = columns["terminated"] | columns["truncated"]
-        goes_on = torch.zeros_like(valid)
-        goes_on[:-1] = ~ends[:-1] & valid[:-1] & valid[1:]
+        valid = columns["valid"].numpy()
+        ends = columns["terminated"].numpy() | columns["truncated"].numpy()
+        new = np.zeros_like(valid)
+        new[:-1] = ~ends[:-1] & valid[:-1] & valid[1:]
+        goes_on, following, preceding = self._links()
         last = self._newest
-        self._following[slots[:-1]] = slots[1:]
-        self._preceding[slots[1:]] = slots[:-1]
-        self._following[slots[-1]] = -1
-        self._preceding[slots[0]] = -1
-        if last >= 0 and not bool((slots == last).any()):
+        following[slots[:-1]] = slots[1:]
+        preceding[slots[1:]] = slots[:-1]
+        following[slots[-1]] = -1
+        preceding[slots[0]] = -1
+        if last >= 0 and not (slots == last).any():
             rows = slice(last * self._streams, (last + 1) * self._streams)
-            same = (self._columns["next_observation"][rows] == columns["observation"][0]).flatten(1).all(1)
-            done = self._columns["terminated"][rows] | self._columns["truncated"][rows]
-            self._goes_on[rows] = same & ~done & self._columns["valid"][rows] & valid[0]
-            self._following[last] = slots[0]
-            self._preceding[slots[0]] = last
-        self._goes_on.view(self._slots, -1)[slots] = goes_on
+            held = {name: self._columns[name][rows].numpy() for name in FIELDS}
+            same = (held["next_observation"] == columns["observation"][0].numpy()).reshape(self._streams, -1).all(1)
+            goes_on[last] = same & ~(held["terminated"] | held["truncated"]) & held["valid"] & valid[0]
+            following[last] = slots[0]
+            preceding[slots[0]] = last
+        goes_on[slots] = new
 
     def _draw(self, size: int, generator: torch.Generator) -> Tensor:
         """Valid rows, all alike: int64 [size]."""

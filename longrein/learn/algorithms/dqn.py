@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import torch
 from gymnasium.spaces import Discrete
-from torch import Tensor, nn
+from torch import Tensor
 
 from longrein.errors import SpecError
 from longrein.learn import losses
@@ -21,6 +21,7 @@ from longrein.learn.action_values import ActionValues, Head, ValuePolicy
 from longrein.learn.batch import Batch
 from longrein.learn.exploration import allowed
 from longrein.learn.noisy import KINDS, resample
+from longrein.learn.optimizers import FlatParameters
 from longrein.learn.replay import Memory, Replay, Sample
 from longrein.learn.schedules import Linear, Schedule, gradient_steps_due, value_at
 from longrein.learn.torsos import Net
@@ -147,13 +148,13 @@ class DQN:
             softmax=config.exploration == "boltzmann",
             generator=self.generator,
         )
-        self.target = copy.deepcopy(self.policy.net).requires_grad_(False)
+        self.target = copy.deepcopy(self.policy.net)
         self.replay = Replay(config.memory, gamma=config.gamma)
         self.updates = 0  # gradient steps made
-        self._parameters: list[Tensor] = list(self.policy.net.parameters())
-        self._target_parameters: list[Tensor] = list(self.target.parameters())
+        self._online, self._followed = (FlatParameters(net.parameters()) for net in (self.policy.net, self.target))
+        self.target.requires_grad_(False)
         # 1.5e-4, as Rainbow has it: with 1e-8 a weight whose gradient is nearly 0 would still take whole steps.
-        self.optimizer = torch.optim.Adam(self._parameters, lr=value_at(config.lr, 0), eps=1.5e-4, fused=True)
+        self.optimizer = torch.optim.Adam([self._online.whole], lr=value_at(config.lr, 0), eps=1.5e-4, fused=True)
 
     @property
     def rollout_steps(self) -> int:
@@ -217,12 +218,11 @@ class DQN:
         said = _of_action(self.policy.net(seen), sample.action)
         error, td_error = self._error(said, target)
         loss = (sample.weight * error).mean()
-        self.optimizer.zero_grad()
+        self._online.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         if config.max_grad_value is not None:
-            nn.utils.clip_grad_value_(self._parameters, config.max_grad_value)
-        bound = float("inf") if config.max_grad_norm is None else config.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self._parameters, bound)
+            self._online.gradient.clamp_(-config.max_grad_value, config.max_grad_value)
+        norm = self._online.clip_(float("inf") if config.max_grad_norm is None else config.max_grad_norm)
         self.optimizer.step()
         # The distance of distributions where it is learnt by that; never the weighted loss.
         self.replay.update_priorities(sample.index, error if config.distribution == "c51" else td_error)
@@ -270,14 +270,14 @@ class DQN:
         """Let the target network follow the online one, as far as this gradient step asks for it."""
         config = self.config
         if config.target_update == "polyak":
-            torch._foreach_lerp_(self._target_parameters, self._parameters, config.tau)
+            self._followed.whole.data.lerp_(self._online.whole.data, config.tau)
             return
         # Gradient step k belongs to env step k / updates_per_step: so many gradient steps make a copy due, however
         # many of them one update makes.
         per_env_step = config.updates_per_step
         before, now = ((self.updates - back) / per_env_step // config.target_every for back in (1, 0))
         if now > before:
-            torch._foreach_copy_(self._target_parameters, self._parameters)
+            self._followed.whole.data.copy_(self._online.whole.data)
 
 
 def _of_action(said: Tensor, action: Tensor) -> Tensor:
