@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from longrein.lab.actor import Actor
+from longrein.lab.actor import Actor, make_envs
 from longrein.learn import algorithms
 from longrein.learn.algorithms import Algorithm
 from longrein.learn.rollout import Rollout
@@ -44,6 +44,7 @@ def train(
     settings: dict[str, Any],
     env: str | Callable[[], gymnasium.Env[Any, Any]],
     *,
+    options: Mapping[str, Any] | None = None,
     env_steps: int,
     seed: int = 0,
     num_envs: int = 4,
@@ -53,11 +54,14 @@ def train(
 ) -> Trained:
     """Train until `target` (mean return of the last `window` training episodes) or the budget.
 
-    settings: fields of the algorithm's Config, as plain values. to_the_end: go on after the target was met.
+    settings: fields of the algorithm's Config, as plain values. options: of the environment's maker.
+    to_the_end: go on after the target was met.
     """
     torch.set_num_threads(1)
-    make = (lambda: gymnasium.make(env)) if isinstance(env, str) else env
-    envs = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    if isinstance(env, str):
+        envs = make_envs(env, num_envs, options or {})
+    else:
+        envs = SyncVectorEnv([env] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     config_class, build = algorithms.load(name)
     config = algorithms.config_from(config_class, settings)
     algorithm = build(config, envs.single_observation_space, envs.single_action_space, seed)
