@@ -20,6 +20,7 @@ from longrein.learn.algorithms import config_from
 from longrein.learn.batch import Batch
 from longrein.learn.episodes import EpisodeStore
 from longrein.learn.imitation import Imitator, SelfImitation
+from longrein.learn.natural import Natural, NaturalGradient, networks, section
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
 from longrein.learn.returns import gae, n_step_returns
 from longrein.learn.schedules import Schedule, value_at
@@ -66,6 +67,8 @@ class Config:
     """Whether policy and value share one torso, rather than having one each."""
     imitation: SelfImitation | None = None
     """Self-imitation beside it, with its own settings; None for none."""
+    natural: NaturalGradient | None = None
+    """K-FAC in place of `lr`, `optimizer`, `optimizer_settings` and `max_grad_norm`, with its settings; None: not."""
     net: Net = Net()
     """What stands between observations and heads."""
 
@@ -83,6 +86,7 @@ class Config:
             raise SpecError("a2c.advantage", f"{self.advantage!r} is neither n_step nor gae")
         if isinstance(self.imitation, Mapping):  # from a spec file, or a checkpoint
             object.__setattr__(self, "imitation", config_from(SelfImitation, self.imitation))
+        object.__setattr__(self, "natural", section(self.natural, self.net, "a2c"))
 
 
 MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "value", "advantage_std")
@@ -108,6 +112,11 @@ class A2C:
         self.optimizer = make_optimizer(
             config.optimizer, [self._flat.whole], value_at(config.lr, 0), **config.optimizer_settings
         )
+        self.natural: Natural | None = None  # in the optimizer's place
+        self._value_weight = config.value_weight
+        if config.natural is not None:
+            self.natural = Natural(config.natural, networks(self.policy), self.generator)
+            self._value_weight = self.natural.value_weight(config.value_weight)
         self.episodes = EpisodeStore(config.max_episode_steps) if config.episodic else None
         self.imitator = Imitator(config.imitation, gamma=config.gamma) if config.imitation is not None else None
         self.env_steps = 0  # valid rows seen
@@ -129,11 +138,16 @@ class A2C:
             raise ValueError("valid: no row of the batch is; there is nothing to learn from")
         lr, entropy_weight = (value_at(s, self.env_steps) for s in (self.config.lr, self.config.entropy_weight))
         set_lr(self.optimizer, lr)
+        if self.natural is not None:
+            self.natural.schedule(self.env_steps)
+            lr = self.natural.lr
         self.env_steps += rows
         measured = self._on_policy(batch, entropy_weight) | {"lr": lr, "entropy_weight": entropy_weight}
         if self.imitator is not None:
             self.imitator.add(batch, self.policy.value)
             measured |= self.imitator.learn(self._judge, self._step, self.generator)
+        if self.natural is not None:
+            measured |= self.natural.measured()
         return measured
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,6 +155,7 @@ class A2C:
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "natural": None if self.natural is None else self.natural.state_dict(),
             "generator": self.generator.get_state(),
             "episodes": None if self.episodes is None else self.episodes.state_dict(),
             "imitation": None if self.imitator is None else self.imitator.state_dict(),
@@ -152,6 +167,8 @@ class A2C:
         """Go on from a saved state. Raises RuntimeError, from torch, when the networks differ."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.natural is not None:
+            self.natural.load_state_dict(state["natural"])
         self.generator.set_state(state["generator"])
         if self.episodes is not None and state["episodes"] is not None:
             self.episodes.load_state_dict(state["episodes"])
@@ -171,13 +188,14 @@ class A2C:
     def _learn(self, batch: Batch, entropy_weight: float) -> dict[str, float]:
         """One optimizer step on the valid rows of [T, B, ...]; what was measured before it."""
         valid = batch.valid
+        self._observe(batch.observation[valid])
         distribution, value, *values = self.policy.rollout(batch)
         advantage, target = (of_rows[valid] for of_rows in self._advantage(batch, *values))
         wanted = losses.normalised(advantage) if self.config.normalise_advantage else advantage
         policy_loss = losses.policy_gradient(distribution.log_prob(batch.action[valid]), wanted)
         value_loss = losses.value_loss(value, target)
         entropy = distribution.entropy().mean()
-        norm = self._step(policy_loss + self.config.value_weight * value_loss - entropy_weight * entropy)
+        norm = self._step(policy_loss + self._value_weight * value_loss - entropy_weight * entropy)
         self.updates += 1
         with torch.no_grad():
             numbers = (policy_loss, value_loss, entropy, norm, value.mean(), advantage.std(correction=0))
@@ -194,11 +212,20 @@ class A2C:
 
     def _judge(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a|s) [N] and V(s) [N], with gradients: what imitation asks for."""
+        self._observe(observation)
         distribution, value = self.policy.evaluate(observation)
         return distribution.log_prob(action), value
 
+    def _observe(self, observation: Tensor) -> None:
+        """Let K-FAC, where it is on, take in statistics of rows [N, ...] that a loss will be made of."""
+        if self.natural is not None:
+            with self.natural.recording():
+                self.natural.observe(*self.policy.evaluate(observation))
+
     def _step(self, loss: Tensor) -> Tensor:
         """One optimizer step along the gradient of a loss; the gradient's norm before it was clipped."""
+        if self.natural is not None:
+            return self.natural.step(loss)
         self._flat.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         norm = self._flat.clip_(self.config.max_grad_norm)

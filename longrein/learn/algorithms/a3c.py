@@ -4,12 +4,14 @@ Knows one worker's turn and the memory that workers share. Which process or thre
 
 A turn, in `update`:
 1. The loss of the rollout is computed with the local weights, the ones that acted, and its gradients are summed.
-2. They are applied to the shared weights with shared statistics, and no lock.
+2. They are applied to the shared weights with shared statistics, and no lock. With `natural` the worker's own K-FAC
+   makes a step of them, which is added to the shared weights.
 3. The local weights become a copy of the shared ones.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,7 @@ from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.actor_critic import ACTION_SPACES, ActorCriticPolicy
 from longrein.learn.batch import Batch
+from longrein.learn.natural import Natural, NaturalGradient, networks, section
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr, state_tensors
 from longrein.learn.returns import n_step_returns
 from longrein.learn.schedules import Schedule, value_at
@@ -57,6 +60,8 @@ class Config:
     """Global norm to which the gradients summed over a rollout are clipped."""
     shared: bool = False
     """Whether policy and value share one torso, rather than having one each."""
+    natural: NaturalGradient | None = None
+    """K-FAC in place of `lr`, `optimizer`, `optimizer_settings` and `max_grad_norm`, with its settings; None: not."""
     net: Net = Net()
     """What stands between observations and heads."""
 
@@ -71,6 +76,7 @@ class Config:
         if self.optimizer not in OPTIMIZERS:
             raise SpecError("a3c.optimizer", f"{self.optimizer!r} has no statistics that workers can share",
                             hint="one of " + ", ".join(OPTIMIZERS))  # fmt: skip
+        object.__setattr__(self, "natural", section(self.natural, self.net, "a3c"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +111,9 @@ class A3C:
         """
         self.config = config
         self._spaces = (observation_space, action_space)
-        generator = torch.Generator().manual_seed(seed)  # for the weights; nothing is drawn later
+        self.generator = torch.Generator().manual_seed(seed)  # for the weights, and for what K-FAC draws
         self.policy = Policy(
-            observation_space, action_space, config.net, shared=config.shared, recurrent=True, generator=generator
+            observation_space, action_space, config.net, shared=config.shared, recurrent=True, generator=self.generator
         )
         self._local = FlatParameters(self.policy.parameters())
         self.shared = _begin(config, self._local.whole) if shared is None else shared
@@ -117,6 +123,9 @@ class A3C:
         self._weights.grad = self._local.gradient
         self.optimizer = _optimizer(config, self._weights)
         self.optimizer.state[self._weights] = dict(self.shared.statistics)
+        self.natural: Natural | None = None  # in the optimizer's place; its statistics are this worker's
+        if config.natural is not None:
+            self.natural = Natural(config.natural, networks(self.policy), self.generator)
         self.updates = 0  # turns taken by this worker
         self.refresh()
 
@@ -130,11 +139,13 @@ class A3C:
         if index == MAX_WORKERS:
             raise ValueError(f"workers: {MAX_WORKERS} are there already")
         self.shared.workers.add_(1)
-        return A3C(self.config, *self._spaces, 0, self.shared, index)
+        return A3C(self.config, *self._spaces, index, self.shared, index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process goes what is shared, and this worker's place; torch.multiprocessing sends handles."""
-        return _arrive, (self.config, *self._spaces, self.shared, self.index, self.updates)
+        # As bytes: tensors would be handles of memory that this process has let go of when the other one asks for it.
+        torch.save(self._own(), own := io.BytesIO())
+        return _arrive, (self.config, *self._spaces, self.shared, self.index, self.updates, own.getvalue())
 
     @property
     def rollout_steps(self) -> int:
@@ -159,8 +170,13 @@ class A3C:
         if rows == 0:
             raise ValueError("valid: no row of the batch is; there is nothing to learn from")
         lr, entropy_weight = (value_at(s, self.env_steps) for s in (self.config.lr, self.config.entropy_weight))
+        if self.natural is not None:
+            self.natural.schedule(self.env_steps)
+            lr = self.natural.lr
         self.shared.env_steps[self.index] += rows
         measured = self._learn(batch, rows, lr, entropy_weight)
+        if self.natural is not None:
+            measured |= self.natural.measured()
         self.refresh()
         self.updates += 1
         return measured | {"lr": lr, "entropy_weight": entropy_weight}
@@ -175,6 +191,7 @@ class A3C:
             "statistics": {name: tensor.clone() for name, tensor in self.shared.statistics.items()},
             "env_steps": self.env_steps,
             "updates": self.updates,
+            "natural": self._own(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -189,9 +206,25 @@ class A3C:
         self.shared.env_steps.zero_()
         self.shared.env_steps[self.index] = state["env_steps"]
         self.updates = state["updates"]
+        self._take(state.get("natural"))
+
+    def _own(self) -> dict[str, Any] | None:
+        """What this worker alone has: K-FAC's statistics and its draws. None without K-FAC."""
+        if self.natural is None:
+            return None
+        return {"kfac": self.natural.state_dict(), "generator": self.generator.get_state()}
+
+    def _take(self, own: dict[str, Any] | None) -> None:
+        """Go on with what a worker alone had, where K-FAC is on."""
+        if self.natural is not None and own is not None:
+            self.natural.load_state_dict(own["kfac"])
+            self.generator.set_state(own["generator"])
 
     def _learn(self, batch: Batch, rows: int, lr: float, entropy_weight: float) -> dict[str, float]:
         valid = batch.valid
+        if self.natural is not None:
+            with self.natural.recording():
+                self.natural.observe(*self.policy.evaluate(batch.observation[valid]))
         distribution, value, _, next_value = self.policy.rollout(batch)
         rows_of = (batch.reward, batch.terminated, batch.truncated, batch.valid)
         target = n_step_returns(*rows_of, next_value, gamma=self.config.gamma)[valid]
@@ -199,17 +232,29 @@ class A3C:
         policy_loss = losses.policy_gradient(distribution.log_prob(batch.action[valid]), advantage)
         value_loss = losses.value_loss(value, target)
         entropy = distribution.entropy().mean()
-        # Times the rows: means become the sums of the paper.
-        loss = rows * (policy_loss + self.config.value_weight * value_loss - entropy_weight * entropy)
-        self._local.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        norm = self._local.clip_(self.config.max_grad_norm)
-        set_lr(self.optimizer, lr)
-        self.optimizer.step()
+        if self.natural is not None:
+            value_weight = self.natural.value_weight(self.config.value_weight)
+            norm = self._natural_step(policy_loss + value_weight * value_loss - entropy_weight * entropy)
+        else:
+            # Times the rows: means become the sums of the paper.
+            loss = rows * (policy_loss + self.config.value_weight * value_loss - entropy_weight * entropy)
+            self._local.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+            norm = self._local.clip_(self.config.max_grad_norm)
+            set_lr(self.optimizer, lr)
+            self.optimizer.step()
         with torch.no_grad():
             numbers = (policy_loss, value_loss, entropy, norm, value.mean(), advantage.std(correction=0))
             names = ("policy_loss", "value_loss", "entropy", "grad_norm", "value", "advantage_std")
             return dict(zip(names, torch.stack(numbers).tolist(), strict=True))
+
+    def _natural_step(self, loss: Tensor) -> Tensor:
+        """The local weights take the step, momentum and Adam's part included; the shared ones move as far."""
+        assert self.natural is not None
+        before = self._local.whole.detach().clone()
+        norm = self.natural.step(loss)
+        self.shared.weights.add_(self._local.whole.detach() - before)
+        return norm
 
 
 def _optimizer(config: Config, weights: nn.Parameter) -> torch.optim.Optimizer:
@@ -239,10 +284,12 @@ def _arrive(
     shared: Shared,
     index: int,
     updates: int,
+    own: bytes,
 ) -> A3C:
     """A worker as it comes out in another process: the same place, with a local copy of its own."""
     worker = A3C(config, observation_space, action_space, 0, shared, index)
     worker.updates = updates
+    worker._take(torch.load(io.BytesIO(own), weights_only=True))
     return worker
 
 

@@ -22,6 +22,7 @@ from longrein.learn import losses
 from longrein.learn.algorithms.acer_policies import Choices, Continuous, Correction
 from longrein.learn.batch import Batch
 from longrein.learn.fragments import Fragments, replays, scaled, without_invalid
+from longrein.learn.natural import Natural, NaturalGradient, section
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
 from longrein.learn.replay import Memory, SequenceReplay
 from longrein.learn.schedules import Schedule, value_at
@@ -80,6 +81,8 @@ class Config:
     """Whether the deviation is learnt, rather than fixed as in the paper."""
     samples: int = 5
     """Actions that the critic of a Box averages advantages over."""
+    natural: NaturalGradient | None = None
+    """K-FAC in place of `lr`, `optimizer`, `optimizer_settings` and `max_grad_norm`, with its settings; None: not."""
     net: Net = Net()
     """From observations to features."""
     memory: Memory = Memory(capacity=50_000, batch_size=8, min_size=10_000)
@@ -103,6 +106,7 @@ class Config:
             raise SpecError("acer.fresh_fraction", f"must lie in [0, 1), got {self.fresh_fraction}")
         if self.priority not in ("error", "differential"):
             raise SpecError("acer.priority", f"{self.priority!r} is none", hint="error or differential")
+        object.__setattr__(self, "natural", section(self.natural, self.net, "acer"))
 
 
 class ACER:
@@ -125,6 +129,11 @@ class ACER:
         self._parameters: list[Tensor] = list(self.policy.parameters())
         lr = value_at(config.lr, 0)
         self.optimizer = make_optimizer(config.optimizer, [self._flat.whole], lr, **config.optimizer_settings)
+        self.natural: Natural | None = None  # in the optimizer's place
+        self._q_weight = config.q_weight
+        if config.natural is not None:
+            self.natural = Natural(config.natural, self.policy.networks(), self.generator)
+            self._q_weight = self.natural.value_weight(config.q_weight)
         self.replay = SequenceReplay(config.memory, config.rollout_steps) if config.replay_ratio > 0 else None
         self.env_steps = 0  # valid rows seen, fresh ones
         self.updates = 0  # optimizer steps taken
@@ -146,6 +155,9 @@ class ACER:
         config = self.config
         lr, entropy_weight = (value_at(s, self.env_steps) for s in (config.lr, config.entropy_weight))
         set_lr(self.optimizer, lr)
+        if self.natural is not None:
+            self.natural.schedule(self.env_steps)
+            lr = self.natural.lr
         delta = math.inf if config.trust_region is None else config.trust_region
         correction = Correction(config.gamma, config.lambda_, self.truncation, delta, config.kl_weight, entropy_weight)
         fresh = without_invalid(batch)
@@ -163,6 +175,8 @@ class ACER:
         numbers = losses.mean_measured(MEASURED, measured)
         again = losses.mean_measured(MEASURED, replayed)
         numbers |= {f"replay_{name}": again[name] for name in ("q_loss", "rho", "truncated", "bent", "kl", "lag")}
+        if self.natural is not None:
+            numbers |= self.natural.measured()
         return numbers | {"replays": float(len(replayed)), "lr": lr, "entropy_weight": entropy_weight}
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,6 +185,7 @@ class ACER:
             "policy": self.policy.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "natural": None if self.natural is None else self.natural.state_dict(),
             "generator": self.generator.get_state(),
             "replay": None if self.replay is None else self.replay.state_dict(),
             "env_steps": self.env_steps,
@@ -182,6 +197,8 @@ class ACER:
         self.policy.load_state_dict(state["policy"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.natural is not None:
+            self.natural.load_state_dict(state["natural"])
         self.generator.set_state(state["generator"])
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
@@ -192,12 +209,19 @@ class ACER:
         """One optimizer step, and one of the average policy; what was measured before it."""
         batch, share, config = fragments.batch, fragments.share, self.config
         reward = scaled(batch.reward, config.reward_scale, config.reward_clip)
+        if self.natural is not None:
+            with self.natural.recording():
+                rows = batch.observation[batch.valid], batch.action[batch.valid]
+                self.natural.observe(*self.policy.model(*rows, self.generator))
         terms = self.policy.terms(batch, reward, self.average, correction, self.generator)
-        loss = (share * (terms.policy + config.q_weight * terms.critic)).sum()
-        self._flat.zero_grad()
-        loss.backward()
-        norm = self._flat.clip_(config.max_grad_norm)
-        self.optimizer.step()
+        loss = (share * (terms.policy + self._q_weight * terms.critic)).sum()
+        if self.natural is not None:
+            norm = self.natural.step(loss)
+        else:
+            self._flat.zero_grad()
+            loss.backward()
+            norm = self._flat.clip_(config.max_grad_norm)
+            self.optimizer.step()
         self.updates += 1
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._parameters, 1 - config.average_decay)

@@ -94,6 +94,13 @@ class _Policy(nn.Module):
         features = self.torso(observation)
         return self.actor(features), features if self.critic_torso is None else self.critic_torso(observation)
 
+    def networks(self) -> list[list[nn.Module | nn.Parameter | None]]:
+        """The parts of policy and critic, or of the one network of both: what K-FAC has a trust region for each of."""
+        own = [getattr(self, name, None) for name in ("torso", "actor", "log_std")]
+        own = [part for part in own if isinstance(part, nn.Module | nn.Parameter)]  # a fixed log_std is a buffer
+        critic = [part for name in ("critic_torso", "critic", "advantage") if (part := getattr(self, name, None))]
+        return [own + critic] if self.critic_torso is None else [own, critic]
+
     def _versions(self, rows: int) -> NDArray[np.int64]:
         version: NDArray[np.int64] = self.version.expand(rows).numpy()
         return version
@@ -134,6 +141,14 @@ class Choices(_Policy):
         logits, features = self.both(observation)
         value: Tensor = (logits.softmax(-1) * self.critic(features)).sum(-1)
         return value
+
+    def model(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> tuple[Categorical, Tensor]:
+        """Encoded observations [N, ...], actions [N] -> pi(.|s) of N rows, and Q(s, a) [N], both with gradients.
+
+        generator: not needed here.
+        """
+        logits, features = self.both(observation)
+        return Categorical(logits), self.critic(features).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def terms(
         self, batch: Batch, reward: Tensor, average: Choices, correction: Correction, generator: torch.Generator
@@ -252,6 +267,21 @@ class Continuous(_Policy):
         inputs = torch.cat([features.expand(len(both), *features.shape), both], -1)
         advantage: Tensor = self.advantage(inputs).squeeze(-1)
         return value + advantage[: len(actions)] - advantage[len(actions) :].mean(0)
+
+    def model(
+        self, observation: Tensor, action: Tensor, generator: torch.Generator
+    ) -> tuple[DiagonalGaussian, Tensor]:
+        """Encoded observations [N, ...], actions [N, d] -> pi(.|s) of N rows, and Q~(s, a) [N], both with gradients.
+
+        generator: of the actions that the critic averages over.
+        """
+        mean, features = self.both(observation)
+        pi = self.distribution(mean)
+        with torch.no_grad():
+            noise = torch.empty(self.samples, *mean.shape).normal_(generator=generator)
+            drawn = mean + pi.log_std.exp() * noise
+        value = self.critic(features).squeeze(-1)
+        return pi, self.action_values(features, value, action.unsqueeze(0), drawn)[0]
 
     def terms(
         self, batch: Batch, reward: Tensor, average: Continuous, correction: Correction, generator: torch.Generator

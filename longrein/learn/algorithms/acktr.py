@@ -1,24 +1,24 @@
 """ACKTR: actor-critic by natural gradients within a trust region (Wu et al. 2017, arXiv:1708.05144).
 
-A2C's rollouts and losses; the curvature is K-FAC's (longrein/learn/kfac.py). docs/algorithms/acktr.md lists where we
+A2C's rollouts and losses; the steps are those of longrein/learn/natural.py. docs/algorithms/acktr.md lists where we
 differ from the paper.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.actor_critic import ACTION_SPACES, ActorCriticPolicy, successor_values
 from longrein.learn.batch import Batch
-from longrein.learn.kfac import KFAC, kfac_for, model_log_prob
+from longrein.learn.kfac import KFAC
+from longrein.learn.natural import Natural, check, networks, settings_of
 from longrein.learn.normalise import RewardScale
 from longrein.learn.returns import gae
 from longrein.learn.schedules import Schedule, value_at
@@ -77,21 +77,16 @@ class Config:
     """Torso of the policy, and of the critic."""
 
     def __post_init__(self) -> None:
-        for name in ("rollout_steps", "inverse_every"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"acktr.{name}", f"must be at least 1, got {getattr(self, name)}")
+        check(self, "acktr")
+        if self.rollout_steps < 1:
+            raise SpecError("acktr.rollout_steps", f"must be at least 1, got {self.rollout_steps}")
         for name in ("gamma", "lambda_"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SpecError(f"acktr.{name}", f"must lie between 0 and 1, got {getattr(self, name)}")
-        for name in ("statistics_decay", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SpecError(f"acktr.{name}", f"must be 0 or more and below 1, got {getattr(self, name)}")
-        for name in ("lr", "kl_clip", "value_kl_clip", "value_noise", "damping", "max_grad_norm", "normal_clip"):
-            if value_at(getattr(self, name), 0) <= 0:
-                raise SpecError(f"acktr.{name}", f"must be over 0, at least to begin with, got {getattr(self, name)}")
-        for name in ("cold_updates", "fallback_lr", "value_weight"):
-            if getattr(self, name) < 0:
-                raise SpecError(f"acktr.{name}", f"must not be negative, got {getattr(self, name)}")
+        if self.normal_clip <= 0:
+            raise SpecError("acktr.normal_clip", f"must be over 0, got {self.normal_clip}")
+        if self.value_weight < 0:
+            raise SpecError("acktr.value_weight", f"must not be negative, got {self.value_weight}")
 
 
 class ACKTR:
@@ -110,16 +105,7 @@ class ACKTR:
             observation_space, action_space, config.net, shared=config.shared, generator=self.generator
         )
         self.reward_scale = RewardScale(config.gamma, config.normal_clip) if config.scale_reward else None
-        # One K-FAC, with one trust region, for what shares weights; the policy's is the first.
-        policy = self.policy
-        self.optimizers = (
-            [self._kfac(policy.torso, policy.actor, policy.critic, policy.log_std)]
-            if config.shared
-            else [
-                self._kfac(policy.torso, policy.actor, policy.log_std),
-                self._kfac(policy.critic_torso, policy.critic),
-            ]
-        )
+        self.natural = Natural(settings_of(config), networks(self.policy), self.generator)
         self.env_steps = 0  # valid rows seen
         self.updates = 0
 
@@ -127,6 +113,11 @@ class ACKTR:
     def rollout_steps(self) -> int:
         """Vector steps of one batch."""
         return self.config.rollout_steps
+
+    @property
+    def optimizers(self) -> list[KFAC]:
+        """One for what shares weights, with one trust region; the policy's is the first."""
+        return self.natural.kfacs
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from one rollout [T, B, ...] that this very policy acted out since the last update.
@@ -136,26 +127,15 @@ class ACKTR:
         if not batch.valid.any():
             raise ValueError("valid: no row of the batch is; there is nothing to learn from")
         config = self.config
-        lr, kl_clip, value_kl_clip, entropy_weight = (
-            value_at(schedule, self.env_steps)
-            for schedule in (config.lr, config.kl_clip, config.value_kl_clip, config.entropy_weight)
-        )
-        for optimizer, clip in zip(self.optimizers, (kl_clip, value_kl_clip), strict=False):
-            optimizer.param_groups[0].update(lr=lr, kl_clip=clip)
-            optimizer.zero_grad()
+        kl_clip, entropy_weight = (value_at(s, self.env_steps) for s in (config.kl_clip, config.entropy_weight))
+        self.natural.schedule(self.env_steps)
 
         observation = batch.observation[batch.valid]
         action = batch.action[batch.valid]
-        with ExitStack() as stack:
-            for optimizer in self.optimizers:
-                stack.enter_context(optimizer.recording())
+        with self.natural.recording():
             distribution, value = self.policy.evaluate(observation)
             # The rollout's actions are this policy's own draws, so the Fisher matrix is that of log pi(a|s) itself.
-            log_prob = model_log_prob(
-                distribution, value, action=action, value_noise=config.value_noise, generator=self.generator
-            )
-            for optimizer in self.optimizers:
-                optimizer.observe(log_prob)
+            self.natural.observe(distribution, value, action)
 
         advantage, target = self._targets(batch, value.detach())
         weight = losses.normalised(advantage) if config.normalise_advantage else advantage
@@ -163,37 +143,29 @@ class ACKTR:
         policy_loss = -(log_pi * weight).mean()
         value_loss = losses.value_loss(value, target)
         entropy = distribution.entropy().mean()
-        # Over value_noise squared: then the value loss is the likelihood whose Fisher matrix divides its gradient.
-        loss = policy_loss + config.value_weight / config.value_noise**2 * value_loss - entropy_weight * entropy
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        for optimizer in self.optimizers:
-            optimizer.step()
+        value_weight = self.natural.value_weight(config.value_weight)
+        self.natural.step(policy_loss + value_weight * value_loss - entropy_weight * entropy)
         self.updates += 1
         self.env_steps += len(action)
 
-        first, last = self.optimizers[0], self.optimizers[-1]
         with torch.no_grad():
             moved = self.policy.distribution(observation)
+            approx_kl = losses.approx_kl(moved.log_prob(action) - log_pi)
             numbers = torch.stack([
-                policy_loss, value_loss, entropy, losses.approx_kl(moved.log_prob(action) - log_pi), first.predicted_kl,
-                first.nu, last.nu, value.mean(), advantage.std(correction=0),
+                policy_loss, value_loss, entropy, approx_kl, value.mean(), advantage.std(correction=0),
             ])  # fmt: skip
-        names = (
-            "policy_loss", "value_loss", "entropy", "approx_kl", "predicted_kl",
-            "nu", "value_nu", "value", "advantage_std",
-        )  # fmt: skip
-        return dict(zip(names, numbers.tolist(), strict=True)) | {
+        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "value", "advantage_std")
+        return dict(zip(names, numbers.tolist(), strict=True)) | self.natural.measured() | {
             "explained_variance": losses.explained_variance(value.detach(), target),
-            "skipped_factors": float(sum(optimizer.skipped for optimizer in self.optimizers)),
-            "lr": lr,
+            "lr": self.natural.lr,
             "kl_clip": kl_clip,
-        }
+        }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the future."""
         return {
             "policy": self.policy.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "natural": self.natural.state_dict(),
             "generator": self.generator.get_state(),
             "reward_scale": self.reward_scale.state_dict() if self.reward_scale is not None else None,
             "env_steps": self.env_steps,
@@ -203,27 +175,12 @@ class ACKTR:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state. Raises RuntimeError, from torch, when the networks differ."""
         self.policy.load_state_dict(state["policy"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.natural.load_state_dict(state["natural"])
         self.generator.set_state(state["generator"])
         if self.reward_scale is not None:
             self.reward_scale.load_state_dict(state["reward_scale"])
         self.env_steps = state["env_steps"]
         self.updates = state["updates"]
-
-    def _kfac(self, *parts: nn.Module | nn.Parameter | None) -> KFAC:
-        config = self.config
-        return kfac_for(
-            *parts,
-            lr=value_at(config.lr, 0),
-            momentum=config.momentum,
-            damping=config.damping,
-            decay=config.statistics_decay,
-            inverse_every=config.inverse_every,
-            cold_updates=config.cold_updates,
-            max_grad_norm=config.max_grad_norm,
-            fallback_lr=config.fallback_lr,
-        )
 
     @torch.no_grad()
     def _targets(self, batch: Batch, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from longrein.learn import losses, policy_value
 from longrein.learn.actor_critic import ACTION_SPACES, ActorCriticPolicy
 from longrein.learn.batch import Batch
 from longrein.learn.fragments import Fragments, replays, scaled, without_invalid
+from longrein.learn.natural import Natural, NaturalGradient, networks, section
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
 from longrein.learn.replay import Memory, SequenceReplay
 from longrein.learn.returns import vtrace
@@ -74,6 +75,8 @@ class Config:
     """Share of a replayed batch's columns that are out of the fresh rollout."""
     priority: str = "error"
     """What a prioritized memory goes by: error (of the value) or differential (slope of the loss by log pi and V)."""
+    natural: NaturalGradient | None = None
+    """K-FAC in place of `lr`, `optimizer`, `optimizer_settings` and `max_grad_norm`, with its settings; None: not."""
     net: Net = Net()
     """From observations to features."""
     memory: Memory = Memory(capacity=50_000, batch_size=8, min_size=1_000)
@@ -104,6 +107,7 @@ class Config:
             )
         if self.priority not in ("error", "differential"):
             raise SpecError("impala.priority", f"{self.priority!r} is none", hint="error or differential")
+        object.__setattr__(self, "natural", section(self.natural, self.net, "impala"))
 
 
 class Policy(ActorCriticPolicy):
@@ -168,6 +172,11 @@ class IMPALA:
         self._flat = FlatParameters(self.policy.parameters())
         lr = value_at(config.lr, 0)
         self.optimizer = make_optimizer(config.optimizer, [self._flat.whole], lr, **config.optimizer_settings)
+        self.natural: Natural | None = None  # in the optimizer's place
+        self._value_weight = config.value_weight
+        if config.natural is not None:
+            self.natural = Natural(config.natural, networks(self.policy), self.generator)
+            self._value_weight = self.natural.value_weight(config.value_weight)
         self.replay: SequenceReplay | None = None
         if config.replay_ratio > 0:
             self.replay = SequenceReplay(config.memory, config.rollout_steps, first_only=("state",))
@@ -191,6 +200,9 @@ class IMPALA:
             raise ValueError("valid: no row of the batch is; there is nothing to learn from")
         lr, entropy_weight = (value_at(s, self.env_steps) for s in (self.config.lr, self.config.entropy_weight))
         set_lr(self.optimizer, lr)
+        if self.natural is not None:
+            self.natural.schedule(self.env_steps)
+            lr = self.natural.lr
         fresh = without_invalid(batch)
         measured = [self._step(Fragments(fresh), entropy_weight) for _ in range(self.config.epochs)]
         replayed = []
@@ -206,6 +218,8 @@ class IMPALA:
         numbers = losses.mean_measured(MEASURED, measured)
         again = losses.mean_measured(MEASURED, replayed)
         numbers |= {f"replay_{name}": again[name] for name in ("value_loss", "rho", "rho_clipped", "lag")}
+        if self.natural is not None:
+            numbers |= self.natural.measured()
         return numbers | {"replays": float(len(replayed)), "lr": lr, "entropy_weight": entropy_weight}
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,6 +227,7 @@ class IMPALA:
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "natural": None if self.natural is None else self.natural.state_dict(),
             "generator": self.generator.get_state(),
             "replay": None if self.replay is None else self.replay.state_dict(),
             "env_steps": self.env_steps,
@@ -223,6 +238,8 @@ class IMPALA:
         """Go on from a saved state. Raises RuntimeError, from torch, when the networks differ."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.natural is not None:
+            self.natural.load_state_dict(state["natural"])
         self.generator.set_state(state["generator"])
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
@@ -233,6 +250,10 @@ class IMPALA:
         """One optimizer step; what was measured before it."""
         batch, config, valid = fragments.batch, self.config, fragments.batch.valid
         share = fragments.share[valid]
+        if self.natural is not None:
+            # With actions of its own: those of the rows are draws of an older policy.
+            with self.natural.recording():
+                self.natural.observe(*self.policy.evaluate(batch.observation[valid]))
         distribution, value, now, later = self.policy.rollout(batch)
         log_prob = distribution.log_prob(batch.action[valid])  # [N] of the valid rows, as is all that has a gradient
         with torch.no_grad():
@@ -255,11 +276,14 @@ class IMPALA:
         policy_loss = -(share * advantage[valid] * log_prob).sum()
         value_loss = 0.5 * (share * (value - target[valid]).square()).sum()
         entropy = (share * distribution.entropy()).sum()
-        loss = policy_loss + config.value_weight * value_loss - entropy_weight * entropy
-        self._flat.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        norm = self._flat.clip_(config.max_grad_norm)
-        self.optimizer.step()
+        loss = policy_loss + self._value_weight * value_loss - entropy_weight * entropy
+        if self.natural is not None:
+            norm = self.natural.step(loss)
+        else:
+            self._flat.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+            norm = self._flat.clip_(config.max_grad_norm)
+            self.optimizer.step()
         self.updates += 1
         with torch.no_grad():
             if self.replay is not None:
