@@ -19,7 +19,7 @@ from longrein.learn.exploration import allowed, boltzmann, epsilon_greedy
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import ACTIVATIONS, orthogonal
 from longrein.learn.noisy import NoisyLinear, quiet, resample
-from longrein.learn.torsos import Net, make_torso
+from longrein.learn.torsos import Net, made, make_torso, zeros
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class ActionValues(nn.Module):
     ) -> None:
         super().__init__()
         self.choices, self.kind, self.outputs = choices, head.distribution, head.outputs
+        self.model = None if net.model_maker is None else _own_model(space, choices, net, head, generator)
+        if self.model is not None:
+            self.value = None
+            self.register_buffer("support", torch.zeros(1))
+            return
         self.torso = make_torso(space, net, generator)
         self.advantage = _stream(self.torso.size, choices * head.outputs, net, head, generator)
         self.value = _stream(self.torso.size, head.outputs, net, head, generator) if head.dueling else None
@@ -69,6 +74,9 @@ class ActionValues(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """[N, ...] -> [N, A, Z]."""
+        if self.model is not None:
+            values: Tensor = self.model(observation)
+            return values.unsqueeze(-1)
         features = self.torso(observation)
         if self.value is not None and features.requires_grad:
             # Both streams send a gradient into the torso: "Dueling Network Architectures", Wang et al. 2016, sec. 4.2.
@@ -83,6 +91,24 @@ class ActionValues(nn.Module):
         if self.kind == "c51":
             return said.softmax(-1) @ self.support
         return said.squeeze(-1) if self.outputs == 1 else said.mean(-1)
+
+
+def _own_model(
+    space: gymnasium.Space[Any], choices: int, net: Net, head: Head, generator: torch.Generator | None
+) -> nn.Module:
+    """A user's model, [N, ...] -> action values [N, A], in place of torso and head."""
+    if head.dueling or head.hidden or head.noisy != "none" or head.distribution != "none":
+        raise SpecError("net.model_maker", "gives the action values, and so leaves no head to choose",
+                        hint="feature_maker; or dueling, noisy, distribution, head_hidden left out")  # fmt: skip
+    assert net.model_maker is not None
+    model = made(net.model_maker, "net.model_maker", generator, space, Discrete(choices))
+    with torch.no_grad():
+        given = model(zeros(space, 2))
+    if not isinstance(given, Tensor) or given.shape != (2, choices):
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise SpecError("net.model_maker", f"its model gives {shape} for 2 observations",
+                        hint=f"action values [N, {choices}]")  # fmt: skip
+    return model
 
 
 def _stream(size: int, outputs: int, net: Net, head: Head, generator: torch.Generator | None) -> nn.Module:
