@@ -40,11 +40,8 @@ class RemoteEnv(RemoteAttributes, gymnasium.Env[Any, Any]):
         opened = client.opened
         if opened.kind != "vector":
             client.close()
-            raise LinkError(
-                f"a PettingZoo environment ({opened.kind}) is served here",
-                url=url,
-                hint=f"use longrein.connect_{opened.kind}(url)",
-            )
+            what = "policy" if opened.kind == "policy" else f"PettingZoo environment ({opened.kind})"
+            raise LinkError(f"a {what} is served here", url=url, hint=f"use longrein.connect_{opened.kind}(url)")
         if opened.num_envs != 1:
             client.close()
             raise LinkError(

@@ -43,6 +43,7 @@ class Host:
             m.Step: self._step,
             m.Render: self._render,
             m.Call: self._call,
+            m.Act: self._act,
         }
 
     def opened(self) -> dict[str, Any]:
@@ -97,6 +98,10 @@ class Host:
         values = [attribute_call(self.adapter.attribute(index), request) for index in indices]
         value = values if request.index is None else values[0]
         return encode_reply(m.Result(request.lease, request.n, value), text)
+
+    def _act(self, request: m.Act, data: codec.Buffer, offset: int, text: bool) -> bytes:
+        raise RequestFault("out_of_turn", "an environment is served here, not a policy: it takes no act",
+                           hint="longrein.connect(url) steps it")  # fmt: skip
 
     def _index(self, index: int) -> int:
         if not 0 <= index < self.adapter.num_envs:

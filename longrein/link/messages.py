@@ -101,6 +101,19 @@ class Call(Request, tag="call", frozen=True, array_like=True):
     index: int | None = None
 
 
+class Act(Request, tag="act", frozen=True, array_like=True):
+    """Asks a served policy for actions: of every row, or of those in `ids`.
+
+    The observations are in the columns and in `observations`. `begin` says, for each row asked about, whether an
+    episode begins there: a policy that remembers forgets that row first.
+    """
+
+    observations: Plain = None
+    ids: list[int] | None = None
+    deterministic: bool = True
+    begin: list[bool] | None = None
+
+
 class Close(Request, tag="close", frozen=True, array_like=True):
     """Ends the lease and its environments."""
 
@@ -126,8 +139,8 @@ class Welcome(Reply, tag="welcome", frozen=True, array_like=True):
 class Opened(Reply, tag="opened", frozen=True, array_like=True):
     """Answers Open and Resume: all that both sides need to lay out the columns.
 
-    `kind` is "vector" (Gymnasium), "parallel" or "aec" (PettingZoo). For a PettingZoo environment the two spaces are
-    mappings from agent to space.
+    `kind` is "vector" (Gymnasium), "parallel" or "aec" (PettingZoo), or "policy": what Act asks. For a PettingZoo
+    environment the two spaces are mappings from agent to space.
     """
 
     epoch: int
@@ -181,6 +194,12 @@ class Result(Reply, tag="result", frozen=True, array_like=True):
     value: Plain = None
 
 
+class Acted(Reply, tag="acted", frozen=True, array_like=True):
+    """Answers Act. The actions are in the columns; `actions` holds what fits none."""
+
+    actions: Plain = None
+
+
 class Closed(Reply, tag="closed", frozen=True, array_like=True):
     """Answers Close."""
 
@@ -217,8 +236,8 @@ class Fault(Reply, tag="fault", frozen=True, array_like=True):
     details: dict[str, Plain] = field(default_factory=dict)
 
 
-AnyRequest: TypeAlias = Hello | Open | Resume | Reset | Step | Render | Call | Close | Ping
+AnyRequest: TypeAlias = Hello | Open | Resume | Reset | Step | Render | Call | Act | Close | Ping
 AnyReply: TypeAlias = (
-    Welcome | Opened | Observed | Stepped | Frame | Result | Closed | Pong | Working | Draining | Fault
+    Welcome | Opened | Observed | Stepped | Frame | Result | Acted | Closed | Pong | Working | Draining | Fault
 )
 AnyMessage: TypeAlias = AnyRequest | AnyReply

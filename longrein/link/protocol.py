@@ -59,6 +59,9 @@ FAULTS: Final[dict[str, FaultKind]] = {
     "fenced": FaultKind(errors.LeaseLost, False, "another connection has taken the lease over"),
     "busy": FaultKind(errors.RateLimited, True, "too many requests without an answer; nothing was taken"),
     "invalid_action": FaultKind(errors.LinkError, False, "an action is outside its space (raised as SpaceError)"),
+    "invalid_observation": FaultKind(
+        errors.LinkError, False, "an observation is none of what the policy sees (raised as SpaceError)"
+    ),
     "bad_space": FaultKind(
         errors.LinkError, False, "a value fits no space, or a space cannot be described (SpaceError)"
     ),
@@ -82,8 +85,8 @@ NOT_TAKEN: Final = frozenset({"gap", "fenced", "busy"})
 
 # Rule 8 as a table: in which phase a lease takes which request.
 PHASES: Final[dict[str, frozenset[type[m.Request]]]] = {
-    "opened": frozenset({m.Reset, m.Render, m.Call, m.Close}),
-    "reset": frozenset({m.Reset, m.Step, m.Render, m.Call, m.Close}),
+    "opened": frozenset({m.Reset, m.Render, m.Call, m.Act, m.Close}),
+    "reset": frozenset({m.Reset, m.Step, m.Render, m.Call, m.Act, m.Close}),
     "closed": frozenset(),
 }
 
@@ -95,6 +98,7 @@ ANSWERS: Final[dict[type[m.Request], type[m.Reply]]] = {
     m.Step: m.Stepped,
     m.Render: m.Frame,
     m.Call: m.Result,
+    m.Act: m.Acted,
     m.Close: m.Closed,
     m.Ping: m.Pong,
 }
@@ -213,7 +217,7 @@ class Sheet:
 
 def error_of(fault: m.Fault, url: str) -> errors.Error:
     """The error that a Fault stands for at the client."""
-    if fault.code in ("invalid_action", "bad_space"):
+    if fault.code in ("invalid_action", "invalid_observation", "bad_space"):
         details = fault.details
         return errors.SpaceError(
             str(details.get("path", "value")),

@@ -83,15 +83,31 @@ class Served:
 
 def make_vec(source: str, num_envs: int, options: Mapping[str, Any]) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
     """Environments in this process, with same-step autoreset, from what a server could serve. Raises SpecError."""
+    made = make_here(source, num_envs, options)
+    if isinstance(made, list):
+        raise SpecError(
+            "env.id", f"{source} makes {type(made[0]).__name__}, which has several agents",
+            hint="serve it, and give its url",
+        )  # fmt: skip
+    return made
+
+
+def make_here(
+    source: str, num_envs: int, options: Mapping[str, Any]
+) -> gymnasium.vector.VectorEnv[Any, Any, Any] | list[Any]:
+    """As make_vec; of what has several agents that act at once, a list of so many PettingZoo environments."""
     _check(source)
     function, _ = Served("local", source)._function(num_envs, "same_step")
     first = function(**options)
     if isinstance(first, gymnasium.vector.VectorEnv):
         return first
+    pettingzoo = sys.modules.get("pettingzoo")
+    if pettingzoo is not None and isinstance(first, pettingzoo.ParallelEnv):
+        return [first, *(function(**options) for _ in range(num_envs - 1))]
     if not isinstance(first, gymnasium.Env):
         raise SpecError(
-            "env.id", f"{source} makes {type(first).__name__}, which has several agents or a process of its own",
-            hint="serve it, and give its url",
+            "env.id", f"{source} makes {type(first).__name__}, whose agents act in turn or which is a process",
+            hint="a gymnasium.Env, a VectorEnv or a PettingZoo ParallelEnv; or serve it, and give its url",
         )  # fmt: skip
     made = iter([first])
     make = lambda: next(made, None) or function(**options)  # noqa: E731  # the first was made to look at it
@@ -101,7 +117,7 @@ def make_vec(source: str, num_envs: int, options: Mapping[str, Any]) -> gymnasiu
 
 def adapt(thing: Any, make: Callable[[], Any], num_envs: int) -> Any:
     """The adapter for a thing, whatever its kind; an adapter passes as it is."""
-    if hasattr(thing, "kind") and thing.kind in ("vector", "batch", "parallel", "aec"):
+    if hasattr(thing, "kind") and thing.kind in ("vector", "batch", "parallel", "aec", "policy"):
         return thing
     for kind in adapters.kinds():
         adapted = kind(thing, make, num_envs)

@@ -41,6 +41,7 @@ from longrein.link.access import (
 from longrein.link.dialects import dialect_named
 from longrein.link.host import Host, RequestFault, encode_reply
 from longrein.link.metrics import Metrics, Reading
+from longrein.link.policy_host import PolicyHost
 from longrein.link.protocol import AUTORESET_MODES, FAULTS, MIN_LEASE_CHARS, REPLY_WINDOW, Ledger, Verdict
 from longrein.link.served import OptionRefused, Served, serve_list
 from longrein.link.transports import Address, Buffer, Line, Listener, ListenOptions, Transport, parse_url
@@ -798,6 +799,8 @@ _REASONS = {
 def build_host(served: Served, num_envs: int, options: Mapping[str, Any], autoreset: str, arrays: str) -> Host:
     """Make the environments of a lease, and their host."""
     adapter = served.make(num_envs, options, autoreset)
+    if adapter.kind == "policy":
+        return PolicyHost(adapter, num_envs, arrays)
     try:
         return host.host_of(adapter, autoreset, num_envs, arrays)
     except BaseException:

@@ -804,9 +804,9 @@ def _plain_array(array: Array, arrays: str) -> Plain:
     return _spelled(array.tolist())
 
 
-def from_plain(space: Space[Any], plain: Plain) -> Any:
+def from_plain(space: Space[Any], plain: Plain, path: str = "action") -> Any:
     """The element that a plain value stands for, in any of its forms. Raises SpaceError naming the place."""
-    return _from_plain(space, plain, "action")
+    return _from_plain(space, plain, path)
 
 
 def _from_plain(space: Space[Any], plain: Plain, path: str) -> Any:

@@ -143,7 +143,7 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
             client.close()
             raise SpecError(
                 "url",
-                f"{url} serves a PettingZoo environment ({client.opened.kind})",
+                f"{url} serves no Gymnasium environment ({client.opened.kind})",
                 hint=f"use longrein.connect_{client.opened.kind}(url)",
             )
         return client

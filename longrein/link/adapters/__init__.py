@@ -131,6 +131,25 @@ class AgentsAdapter(Protocol):
     def close(self) -> None: ...
 
 
+class PolicyAdapter(Protocol):
+    """One session with a policy that many sessions share: `num_envs` rows, each with what it remembers."""
+
+    kind: str  # "policy"
+    num_envs: int
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    metadata: dict[str, Any]
+    spec: dict[str, Any]
+
+    def hold(self, num_envs: int) -> None:
+        """Keep so many rows; each begins an episode."""
+
+    def act(self, ids: Sequence[int], observations: Any, begin: Sequence[bool], deterministic: bool) -> Any:
+        """Batched observations, one for each of `ids` -> batched actions. `begin`: which rows forget first."""
+
+    def close(self) -> None: ...
+
+
 TABLE: dict[str, str] = {
     "gymnasium": "longrein.link.adapters.gymnasium:adapt_gymnasium",
     "pettingzoo": "longrein.link.adapters.pettingzoo:adapt_pettingzoo",

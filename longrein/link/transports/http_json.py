@@ -16,7 +16,7 @@ Buffer = bytes | bytearray | memoryview
 MESSAGE_PATH: Final = "/v1/message"
 """Where whole messages go, in either form."""
 
-KINDS: Final = ("hello", "open", "resume", "reset", "step", "render", "call", "close", "ping")
+KINDS: Final = ("hello", "open", "resume", "reset", "step", "render", "call", "act", "close", "ping")
 """The types of message that have a path of their own, /v1/KIND."""
 
 PATHS: Final[dict[bytes, str]] = {MESSAGE_PATH.encode(): "", **{f"/v1/{kind}".encode(): kind for kind in KINDS}}
@@ -43,6 +43,7 @@ FAULT_STATUS: Final[dict[str, int]] = {
     "bad_message": 422,
     "version": 422,
     "invalid_action": 422,
+    "invalid_observation": 422,
     "rate_limited": 429,
     "busy": 429,
     "capacity": 503,
