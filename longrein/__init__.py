@@ -9,6 +9,10 @@ import gymnasium
 
 if TYPE_CHECKING:
     from longrein.errors import Error as Error
+    from longrein.front import make_evaluator as make_evaluator
+    from longrein.front import make_trainer as make_trainer
+    from longrein.front import run as run
+    from longrein.lab.saved_policy import load_policy as load_policy
     from longrein.link.adapters.system import System as System
     from longrein.link.client import LinkOptions as LinkOptions
     from longrein.link.env import RemoteEnv as RemoteEnv
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from longrein.link.multiagent import RemoteParallelEnv as RemoteParallelEnv
     from longrein.link.multiagent import connect_aec as connect_aec
     from longrein.link.multiagent import connect_parallel as connect_parallel
+    from longrein.link.policy import RemotePolicy as RemotePolicy
+    from longrein.link.policy import connect_policy as connect_policy
     from longrein.link.server import Limits as Limits
     from longrein.link.server import Server as Server
     from longrein.link.server import dial as dial
@@ -33,14 +39,20 @@ _HOMES = {
     "RemoteAECEnv": "longrein.link.multiagent",
     "RemoteEnv": "longrein.link.env",
     "RemoteParallelEnv": "longrein.link.multiagent",
+    "RemotePolicy": "longrein.link.policy",
     "RemoteVectorEnv": "longrein.link.vector",
     "Server": "longrein.link.server",
     "System": "longrein.link.adapters.system",
     "connect": "longrein.link.env",
     "connect_aec": "longrein.link.multiagent",
     "connect_parallel": "longrein.link.multiagent",
+    "connect_policy": "longrein.link.policy",
     "connect_vec": "longrein.link.vector",
     "dial": "longrein.link.server",
+    "load_policy": "longrein.lab.saved_policy",
+    "make_evaluator": "longrein.front",
+    "make_trainer": "longrein.front",
+    "run": "longrein.front",
     "serve": "longrein.link.server",
 }
 """Where each public name lives. They are imported when first used, so that a client loads no server and no torch."""
@@ -64,7 +76,15 @@ if "nats-v0" not in gymnasium.registry:  # gymnasium.make("longrein:nats-v0"), w
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'longrein' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if not _HOMES[name].startswith(("longrein.front", "longrein.lab")) or (error.name or "").startswith("longrein"):
+            raise
+        from longrein.errors import SpecError
+
+        hint = "pip install 'longrein[lab]'"
+        raise SpecError(name, f"needs the package {error.name!r}", hint=hint) from None
 
 
 def __dir__() -> list[str]:
