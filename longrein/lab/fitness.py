@@ -160,11 +160,16 @@ def iqm(values: ArrayLike) -> float:
     return float(stats.trim_mean(np.ravel(np.asarray(values, np.float64)), 0.25))
 
 
-def iqm_interval(scores: Sequence[ArrayLike], confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The bootstrap interval of the IQM over tasks, each with its seeds' scores; seeds are drawn within a task."""
+def iqm_interval(scores: Sequence[ArrayLike], confidence: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+    """The bootstrap interval of the IQM over tasks, each with its seeds' scores; seeds are drawn within a task.
+
+    None where a task has one seed only: what lies around it cannot be known.
+    """
     from scipy import stats
 
     samples = [np.asarray(one, np.float64) for one in scores]
+    if any(len(sample) < 2 for sample in samples):
+        return None
 
     def statistic(*parts: Any, axis: int = -1) -> Any:
         return stats.trim_mean(np.concatenate(parts, axis=axis), 0.25, axis=axis)
@@ -174,6 +179,31 @@ def iqm_interval(scores: Sequence[ArrayLike], confidence: float = 0.95, seed: in
         rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def iqm_band(
+    lines: Floats, confidence: float = 0.95, seed: int = 0, resamples: int = 400
+) -> tuple[Floats, Floats, Floats]:
+    """The IQM over curves [S, N] at each of their N places, and its bootstrap interval: three arrays [N].
+
+    The same curves are drawn for all places. Of one curve, all three are that curve; NaN where any curve has none.
+    """
+    unknown = np.isnan(lines).any(axis=0)
+    known = lines[:, ~unknown]
+    drawn = np.random.default_rng(seed).integers(len(lines), size=(resamples, len(lines)))
+    means = _middle_half(known[drawn], axis=1) if len(lines) > 1 else known  # [resamples, N]
+    half = (1.0 - confidence) / 2.0
+    found = np.full((3, lines.shape[1]), np.nan)
+    found[:, ~unknown] = _middle_half(known, axis=0), *np.quantile(means, [half, 1.0 - half], axis=0)
+    return found[0], found[1], found[2]
+
+
+def _middle_half(values: Floats, axis: int) -> Floats:
+    """The mean without the lowest and the highest quarter, as scipy's trim_mean, which is slow for many."""
+    count = values.shape[axis]
+    cut = count // 4
+    mean: Floats = np.take(np.sort(values, axis=axis), range(cut, count - cut), axis=axis).mean(axis=axis)
+    return mean
 
 
 def area_under_curve(returns: ArrayLike, env_steps: ArrayLike, budget: float) -> float:
