@@ -20,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from longrein.errors import SpecError
+from longrein.lab.search_space import space_of
 from longrein.learn import algorithms
 from longrein.learn.schedules import SHAPES, Exponential, Linear, Periodic, Shape, plain_shape, shape_from
 
@@ -93,6 +94,8 @@ class MetaSpec:
     """Evaluation."""
     topology: Any = "serial"
     """Which processes take part."""
+    sinks: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Where metrics go beside the run folder."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,10 @@ class Spec:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of what was asked for: the same for the same spec."""
-        text = json.dumps(self.plain, sort_keys=True, separators=(",", ":"))
+        """Sixteen hexadecimal digits of what was asked for: the same for the same spec, wherever its metrics go."""
+        asked = self.plain
+        del asked["meta"]["sinks"]
+        text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -177,6 +182,7 @@ def _sources(path: Path, node: Any) -> Iterator[tuple[str, Source]]:
     if not isinstance(node, yaml.MappingNode):
         raise SpecError("file", "does not map names to specs", file=str(path), hint="NAME: {agent: ..., env: ...}")
     loader = _Loader("")
+    _refuse_twice(path, node, "")
     for name_node, body in node.value:
         name, line = str(loader.construct_object(name_node)), name_node.start_mark.line + 1
         values = loader.construct_object(body, deep=True)
@@ -184,6 +190,21 @@ def _sources(path: Path, node: Any) -> Iterator[tuple[str, Source]]:
             sections = "a spec has the sections " + ", ".join(SECTIONS)
             raise SpecError(name, f"is {type(values).__name__}, not a spec", file=f"{path}:{line}", hint=sections)
         yield name, Source(str(path), name, values, {"": line, **dict(_lines(body, ""))})
+
+
+def _refuse_twice(path: Path, node: Any, above: str) -> None:
+    """Raise SpecError for a key that a mapping has twice: the first would be dropped without a word."""
+    if not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
+        return
+    seen: set[str] = set()
+    for index, entry in enumerate(node.value):
+        key, below = entry if isinstance(entry, tuple) else (None, entry)
+        name = str(index if key is None else key.value)
+        dotted = f"{above}.{name}" if above else name
+        if name in seen:
+            raise SpecError(dotted, "is there twice", file=f"{path}:{key.start_mark.line + 1}", hint="leave one out")
+        seen.add(name)
+        _refuse_twice(path, below, dotted)
 
 
 def _lines(node: Any, above: str) -> Iterator[tuple[str, int]]:
@@ -269,7 +290,12 @@ def resolve(source: Source) -> Spec:
     search = values.get("search") or {}
     if not isinstance(search, Mapping):
         raise source.error("search", f"is {_kind(search)}, not a mapping", hint="agent.algorithm.lr: {loguniform: ...}")
-    return Spec(source.name, agents, envs, body, meta, dict(search))
+    spec = Spec(source.name, agents, envs, body, meta, {})
+    if not search:
+        return spec
+    without = replace(source, values={name: part for name, part in values.items() if name != "search"})
+    space_of(search, spec.plain, source.error, lambda changes: resolve(overridden(without, changes)))
+    return replace(spec, search=dict(search))
 
 
 def _each(source: Source, section: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -355,6 +381,8 @@ def _value(source: Source, key: str, value: Any, hint: Any, default: Any) -> Any
             try:
                 return _value(source, key, value, option, default)
             except SpecError:
+                if is_dataclass(option) and option not in SHAPES.values() and isinstance(value, Mapping):
+                    raise  # a section: its own mistake says more than that it is none
                 continue
         raise source.error(key, f"is {value!r}", hint=f"one of {', '.join(_name(option) for option in args)}")
     if origin is Literal:
