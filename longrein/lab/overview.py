@@ -173,13 +173,17 @@ def show(runs: Sequence[Overview]) -> None:
     from rich.table import Column, Table
 
     definitions = sorted({name for run in runs for name in run.fitness})
-    whole = max((len(run.folder.name) for run in runs), default=0)  # a name that is cut off cannot be copied
-    columns = ("kind", "status", "done", "env steps", "mean return", *definitions)
-    table = Table(Column("run", no_wrap=True, min_width=whole), *columns)
+    names = ("run", "kind", "status", "done", "env steps", "return", *definitions)
+    right = {"env steps", "return", *definitions}
+    columns = [Column(name, no_wrap=True, justify="right" if name in right else "left") for name in names]
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for run in runs:
         mean = "" if math.isnan(run.mean_return) else f"{run.mean_return:.1f}"
         fitness = [f"{run.fitness[name]:.3f}" if name in run.fitness else "" for name in definitions]
-        done = f"{run.finished} of {run.asked}"
+        done = f"{run.finished}/{run.asked}"
         steps = f"{run.env_steps:,}" if run.env_steps else ""
         table.add_row(run.folder.name, run.kind, run.status, done, steps, mean, *fitness)
-    Console().print(table)
+    console = Console()
+    # As wide as it is: what is cut off can be neither read nor copied.
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
