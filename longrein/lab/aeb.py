@@ -25,6 +25,11 @@ class Body(NamedTuple):
     e: int
     b: int
 
+    @property
+    def label(self) -> str:
+        """As records name it: "a.e.b"."""
+        return f"{self.a}.{self.e}.{self.b}"
+
 
 @dataclass(frozen=True)
 class Space:
