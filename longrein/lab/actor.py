@@ -6,7 +6,9 @@ What each mode asks of the actor, when an episode ends in a row at step k:
    next episode. That row is filler: valid is False.
 3. DISABLED: step k returned the true successor; the actor resets those environments before step k+1.
 In each mode, infos["restarted"] marks an environment that was lost and replaced: the outcome of that step was never
-seen, so the row is truncated and not valid, and the episode is in no statistics.
+seen, so the row is truncated and not valid, and the episode is in no statistics. infos["idle"] marks a row in which
+nobody acted (a seat that is out of its game): it is not valid, and nothing else.
+A cut ends all episodes after a step, from our side: their rows are truncated, and the episodes are in no statistics.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -23,7 +25,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
-from longrein.errors import SpecError
+from longrein.errors import ConnectError, LinkError, LinkTimeout, SpaceError, SpecError
+from longrein.lab.games import Games
 from longrein.learn.algorithms import Policy, RecurrentPolicy, initial_state
 from longrein.learn.batch import Transition
 
@@ -44,25 +47,90 @@ class Episode:
     """Undiscounted sum of the environment's own rewards."""
     truncated: bool
     """Whether it was stopped from outside, by a time limit for instance, rather than by the task."""
+    body: str = ""
+    """Whose it was, as "a.e.b"; empty where there is one body."""
 
 
 def connect(
-    urls: str | Sequence[str], num_envs: int, *, autoreset: str = "same_step", token: str | None = None
+    urls: str | Sequence[str],
+    num_envs: int,
+    *,
+    options: Mapping[str, Any] | None = None,
+    autoreset: str = "same_step",
+    token: str | None = None,
 ) -> VectorEnv[Any, Any, Any]:
-    """Far environments that replace themselves when they are lost; over one lease for each URL.
+    """Far environments that replace themselves when they are lost; over one lease for each URL that is needed.
 
-    Same-step autoreset costs no round trip at the end of an episode. Raises LinkError.
+    options: for the environments' maker, as the server allows. Same-step autoreset costs no round trip at the end of
+    an episode. What is served in a dialect is not replaced when it is lost. Raises LinkError, SpecError.
     """
+    from longrein.link.dialects import dialect_of
     from longrein.link.vector import connect_vec
 
-    return connect_vec(urls, num_envs, autoreset=autoreset, on_loss="restart", token=token)
+    places = [urls] if isinstance(urls, str) else list(urls)[:num_envs]
+    own = {"on_loss": "restart"} if dialect_of(places[0]) is None else {}
+    link = {} if token is None else {"token": token}
+    return connect_vec(places, num_envs, autoreset=autoreset, **own, **link, **(options or {}))
+
+
+def connect_games(urls: str | Sequence[str], copies: int, options: Mapping[str, Any] | None = None) -> Games:
+    """Far multi-agent games, a lease each, spread over the URLs. Raises LinkError."""
+    from longrein.link.multiagent import connect_parallel
+
+    urls = [urls] if isinstance(urls, str) else urls
+    opened: list[Any] = []
+    try:
+        for index in range(copies):
+            opened.append(connect_parallel(urls[index % len(urls)], **(options or {})))
+    except LinkError:
+        for game in opened:
+            game.close()
+        raise
+    return Games(opened)
 
 
 def make_envs(source: str, num_envs: int, options: Mapping[str, Any]) -> VectorEnv[Any, Any, Any]:
     """Environments in this process: an id of Gymnasium, KIND:NAME or file.py:factory. Raises SpecError."""
-    from longrein.link.served import make_vec
+    made = make_world(source, num_envs, options)
+    if isinstance(made, Games):
+        made.close()
+        raise SpecError("env.id", f"{source} is a game of {len(made.seats)} seats", hint="one agent acts here alone")
+    return made
 
-    return make_vec(source, num_envs, options)
+
+def make_world(source: str, copies: int, options: Mapping[str, Any]) -> VectorEnv[Any, Any, Any] | Games:
+    """As make_envs; copies of a game where several agents act at once in it."""
+    from longrein.link.served import make_here
+
+    if source.startswith("pettingzoo:"):
+        options = {"api": "parallel", **options}  # some of these play in turn unless they are asked
+    made = make_here(source, copies, options)
+    return Games(made) if isinstance(made, list) else made
+
+
+def connect_world(
+    urls: str | Sequence[str], copies: int, options: Mapping[str, Any] | None = None
+) -> VectorEnv[Any, Any, Any] | Games:
+    """As connect, or connect_games where that is what is served. Raises LinkError, SpecError."""
+    try:
+        return connect(urls, copies, options=options)
+    except (ConnectError, LinkTimeout):
+        raise
+    except (SpecError, SpaceError, LinkError) as refused:  # several of what is one world, or one world for many
+        try:
+            return connect_games(urls, copies, options)
+        except (SpaceError, LinkError):
+            raise refused from None
+
+
+def described(space: gymnasium.Space[Any]) -> dict[str, Any] | None:
+    """A space as plain data, from which `longrein.link.spaces` makes it again; None for one of nobody's kinds."""
+    from longrein.link.spaces import describe
+
+    try:
+        return describe(space)
+    except SpaceError:
+        return None
 
 
 @contextmanager
@@ -74,7 +142,7 @@ def nats_broker() -> Iterator[str]:
         yield broker.url
 
 
-def autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+def autoreset_mode(envs: VectorEnv[Any, Any, Any] | Seats) -> AutoresetMode:
     """What a vector environment says it does at the end of an episode. Raises SpecError when it does not say."""
     mode = envs.metadata.get("autoreset_mode")
     if not isinstance(mode, AutoresetMode):
@@ -86,73 +154,166 @@ def autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     return mode
 
 
-class Actor:
-    """Steps a vector environment with a policy for ever; `collect` gives what came of it.
+class Seats(Protocol):
+    """The rows of a world that one actor acts in: a vector environment, or some seats of a multi-agent one."""
 
-    envs: of any autoreset mode, which it must declare. seed: of the environments' first reset.
-    generator: of the policy's choices.
+    num_envs: int
+    metadata: dict[str, Any]
+    single_observation_space: gymnasium.Space[Any]
+    single_action_space: gymnasium.Space[Any]
+
+
+class Actor:
+    """A policy in a vector environment, of any autoreset mode, which it must declare; `step` gives what came of it.
+
+    seed: of the environments' first reset; None leaves that, and `begin`, to the caller.
+    generator: of the policy's choices. bodies: names of equal blocks of rows, whose episodes are told apart by them.
+    In a world with others in it the caller steps the world, between `choose` and `take`.
     """
 
     def __init__(
-        self, envs: VectorEnv[Any, Any, Any], policy: Policy, *, seed: int, generator: torch.Generator | None = None
+        self,
+        envs: VectorEnv[Any, Any, Any] | Seats,
+        policy: Policy,
+        *,
+        seed: int | None,
+        generator: torch.Generator | None = None,
+        bodies: Sequence[str] = ("",),
     ) -> None:
-        self.envs = envs
+        self.envs: Any = envs  # a VectorEnv wherever it is stepped or reset from here
         self.policy = policy
         self.generator = generator
+        self.bodies = tuple(bodies)
         self.mode = autoreset_mode(envs)
-        self.env_steps = 0  # valid rows so far
+        self.env_steps = 0  # valid rows so far; in a world with others, steps of that world
         self.restarts = 0  # environments that were lost and replaced
+        self._copies = envs.num_envs // len(self.bodies)
+        self._all = np.ones(envs.num_envs, np.bool_)
         self._episodes: list[Episode] = []
-        self._returns = np.zeros(envs.num_envs)
-        self._lengths = np.zeros(envs.num_envs, np.int64)
-        self._filler = np.zeros(envs.num_envs, np.bool_)  # rows whose next step only resets
-        self._state = initial_state(policy, envs.num_envs)  # what a recurrent policy remembers; None: nothing
-        observation, _ = envs.reset(seed=seed)
-        self._observation = policy.encode(observation)
+        self._chosen: tuple[NDArray[Any], dict[str, NDArray[Any]]] | None = None
+        if seed is not None:
+            self.begin(envs.reset(seed=seed)[0])  # type: ignore[union-attr]  # whoever gives a seed gives a VectorEnv
+
+    def begin(self, observation: Any) -> None:
+        """Go on from the first observations of new episodes, in every row."""
+        count = self.envs.num_envs
+        self._returns = np.zeros(count)
+        self._lengths = np.zeros(count, np.int64)
+        self._filler = np.zeros(count, np.bool_)  # rows whose next step only resets
+        self._waiting = False  # whether there are any
+        self._state = initial_state(self.policy, count)  # what a recurrent policy remembers; None: nothing
+        self._observation = self.policy.encode(observation)
 
     def collect(self, steps: int) -> Iterator[Transition]:
         """The next `steps` vector steps, one transition each."""
         for _ in range(steps):
-            yield self._step()
+            yield self.step()
 
     def finished(self) -> list[Episode]:
         """Episodes that ended since the last call, in order."""
         episodes, self._episodes = self._episodes, []
         return episodes
 
-    def _step(self) -> Transition:
+    def step(self, cut: bool = False) -> Transition:
+        """One vector step. After a cut the caller resets the environments, and lets us `begin`."""
+        return self.take(*self.envs.step(self.choose()), cut=cut)
+
+    def choose(self) -> Any:
+        """What to do next, as the vector environment takes it: actions [B, ...]."""
         action, extras = act(self.policy, self._observation, self._state, generator=self.generator)
-        raw, raw_reward, terminated, truncated, infos = self.envs.step(self.policy.for_env(action))
+        self._chosen = action, extras
+        return self.policy.for_env(action)
+
+    def take(
+        self,
+        raw: Any,
+        raw_reward: NDArray[Any],
+        terminated: Bools,
+        truncated: Bools,
+        infos: dict[str, Any],
+        *,
+        played: int | None = None,
+        cut: bool = False,
+    ) -> Transition:
+        """What came of the chosen actions, as a vector environment says it -> the transition.
+
+        played: env steps that this was; one for each valid row where it is left out.
+        """
+        assert self._chosen is not None, "nothing was chosen"
+        action, extras = self._chosen
         observation = self.policy.encode(raw)
-        restarted = _mask(infos, "restarted", self.envs.num_envs)
-        valid = ~self._filler
-        if restarted is not None:
-            self.restarts += int(restarted.sum())
-            valid &= ~restarted
-            truncated = truncated | restarted
-        done = (terminated | truncated) & ~self._filler
+        done = terminated | truncated
+        reward, valid, restarted = raw_reward, self._all, None
+        if self._waiting or "restarted" in infos or "idle" in infos:  # rare, and six operations on arrays
+            restarted = _mask(infos, "restarted", self.envs.num_envs)
+            valid, truncated = self._valid(restarted, _mask(infos, "idle", self.envs.num_envs), truncated)
+            reward = np.where(valid, raw_reward, 0.0)
+            done = (terminated | truncated) & ~self._filler
+            self._filler = np.zeros_like(done)
+            self._waiting = False
+        ended = bool(done.any())
+        certain = valid is self._all
+        if played is None:
+            played = len(valid) if certain else int(valid.sum())
+        self.env_steps += played
+        self._returns += reward
+        self._lengths += 1 if certain else valid
         successor = observation
-        self._filler = np.zeros_like(done)
-        if done.any():
+        if ended:
             successor, observation = self._cross(done, restarted, observation, infos)
+            self._count(valid, done, truncated & ~terminated)
         if self._state is not None:
             # Zeros after an end, and after a filler row too, in which the policy still looked at the end.
             over = terminated | truncated | ~valid
             self._state = np.where(over[:, None], np.float32(0.0), extras.pop("next_state"))
-        reward = np.where(valid, raw_reward, 0.0)
-        self._count(reward, valid, done, truncated & ~terminated)
+        if cut:
+            truncated = truncated | (valid & ~done)
         transition = Transition(
             self._observation, action, reward.astype(np.float32), successor, terminated, truncated, valid, extras
         )
         self._observation = observation
         return transition
 
+    def _valid(self, restarted: Bools | None, idle: Bools | None, truncated: Bools) -> tuple[Bools, Bools]:
+        """Which rows are steps of an environment, and which episodes were stopped: bool [B] each."""
+        valid = ~self._filler
+        if restarted is not None:
+            self.restarts += int(restarted.sum())
+            valid &= ~restarted
+            truncated = truncated | restarted
+        if idle is not None:
+            valid &= ~idle
+        return valid, truncated
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides what comes next, but for the policy and the environments."""
+        arrays = {"returns": self._returns, "lengths": self._lengths, "filler": self._filler,
+                  "observation": self._observation, "state": self._state}  # fmt: skip
+        return {
+            "env_steps": self.env_steps,
+            "restarts": self.restarts,
+            "generator": None if self.generator is None else self.generator.get_state(),
+            "rows": {k: None if array is None else torch.from_numpy(array.copy()) for k, array in arrays.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; where the environments could not be saved, `begin` comes after it."""
+        self.env_steps, self.restarts = state["env_steps"], state["restarts"]
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
+        rows: dict[str, Any] = {
+            name: None if tensor is None else tensor.numpy().copy() for name, tensor in state["rows"].items()
+        }
+        self._returns, self._lengths, self._filler = rows["returns"], rows["lengths"], rows["filler"]
+        self._observation, self._state = rows["observation"], rows["state"]
+        self._waiting = bool(self._filler.any())
+
     def _cross(
         self, done: Bools, restarted: Bools | None, observation: NDArray[Any], infos: dict[str, Any]
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """At the end of some episodes: (true successors, what to act on next), each [B, ...]."""
         if self.mode == AutoresetMode.NEXT_STEP:
-            self._filler = done
+            self._filler, self._waiting = done, True
             return observation, observation
         if self.mode == AutoresetMode.SAME_STEP:
             seen = done if restarted is None else done & ~restarted  # nobody saw the others' end
@@ -161,14 +322,15 @@ class Actor:
         first = self.policy.encode(raw)
         return observation, np.where(done.reshape(-1, *[1] * (first.ndim - 1)), first, observation)
 
-    def _count(self, reward: NDArray[np.float64], valid: Bools, done: Bools, stopped: Bools) -> None:
-        self.env_steps += int(valid.sum())
-        self._returns += reward
-        self._lengths += valid
+    def _count(self, valid: Bools, done: Bools, stopped: Bools) -> None:
+        """Note the episodes that ended in this step."""
         for row in np.flatnonzero(done):
             if valid[row]:
                 length, total = int(self._lengths[row]), float(self._returns[row])
-                self._episodes.append(Episode(int(row), self.env_steps, length, total, bool(stopped[row])))
+                block, env = divmod(int(row), self._copies)
+                self._episodes.append(
+                    Episode(env, self.env_steps, length, total, bool(stopped[row]), self.bodies[block])
+                )
             self._returns[row] = 0.0
             self._lengths[row] = 0
 
@@ -210,8 +372,7 @@ def _with_final(
             hint="the true successor is lost; use next_step, or an environment that follows Gymnasium 1.1",
         )
     successor = observation.copy()
-    for row in np.flatnonzero(rows):
-        batch = create_empty_array(space, 1)
-        batch = concatenate(space, [infos["final_obs"][row]], batch)
-        successor[row] = policy.encode(batch)[0]
+    ended = np.flatnonzero(rows)
+    finals = [infos["final_obs"][row] for row in ended]
+    successor[ended] = policy.encode(concatenate(space, finals, create_empty_array(space, len(ended))))
     return successor

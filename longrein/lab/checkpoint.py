@@ -28,9 +28,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
         beside.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a file object of its own failed
         beside.unlink(missing_ok=True)
-        raise CheckpointError(str(path), f"cannot be written: {error}") from error
+        hint = "the checkpoint before it is whole; make room, then longrein run --resume RUN"
+        raise CheckpointError(str(path), f"cannot be written: {error}", hint=hint) from error
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from longrein.errors import RunError
 from longrein.lab.actor import act, autoreset_mode
+from longrein.lab.games import Games, Table
 from longrein.learn.algorithms import Policy, initial_state
 
 
@@ -32,6 +33,41 @@ def evaluate(
         now = list(seeds[len(played) : len(played) + envs.num_envs])
         lengths, returns = _round(policy, envs, now, deterministic, generator)
         played += zip(now, lengths, returns, strict=True)
+    return played
+
+
+def evaluate_games(
+    games: Games, tables: Sequence[Table], policies: Sequence[Policy], seeds: Sequence[int]
+) -> dict[str, list[tuple[int, int, float]]]:
+    """Play one game on each seed without noise, as many at a time as there are copies; a policy for each table.
+
+    Returns for each seat (seed, length in env steps, undiscounted return) of each game, in the order of `seeds`.
+    """
+    played: dict[str, list[tuple[int, int, float]]] = {seat: [] for table in tables for seat in table.seats}
+    copies = len(games.copies)
+    for first in range(0, len(seeds), copies):
+        now = list(seeds[first : first + copies])
+        observations = games.reset(tables, now + [now[-1]] * (copies - len(now)))
+        states = [initial_state(policy, table.num_envs) for policy, table in zip(policies, tables, strict=True)]
+        playing = [np.ones(table.num_envs, np.bool_) for table in tables]
+        lengths = [np.zeros(table.num_envs, np.int64) for table in tables]
+        returns = [np.zeros(table.num_envs) for table in tables]
+        while any(rows.any() for rows in playing):
+            actions = []
+            for index, policy in enumerate(policies):
+                action, extras = act(policy, policy.encode(observations[index]), states[index], deterministic=True)
+                states[index] = extras.get("next_state")  # type: ignore[assignment]  # float32, as the contract says
+                actions.append(policy.for_env(action))
+            for index, (raw, reward, terminated, truncated, infos) in enumerate(games.step(tables, actions)):
+                here = playing[index] & ~np.asarray(infos.get("idle", False))
+                returns[index] += np.where(here, reward, 0.0)
+                lengths[index] += here
+                playing[index] &= ~(terminated | truncated)
+                observations[index] = raw
+        for table, length, total in zip(tables, lengths, returns, strict=True):
+            for place, seat in enumerate(table.seats):
+                rows = slice(place * copies, place * copies + len(now))
+                played[seat] += zip(now, length[rows].tolist(), total[rows].tolist(), strict=True)
     return played
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from longrein.errors import RoleDied, SpecError
-from longrein.lab import actor
-from longrein.lab.records import create_run, write_json
-from longrein.lab.session import Progress, SessionResult, SessionSettings, run_session
-from longrein.lab.spec import EnvSpec, Spec
+from longrein.errors import Error, RoleDied, RunError
+from longrein.lab import actor, aeb, plots, sinks, trial_fitness
+from longrein.lab.baseline import kept, measure_missing
+from longrein.lab.processes import process_of
+from longrein.lab.records import create_run, env_label, record_end, record_process, spec_of, title_of, write_json
+from longrein.lab.session import Progress, SessionResult, SessionSettings, result_of, run_session
+from longrein.lab.spec import EnvSpec, Spec, from_plain
+from longrein.lab.stage import World
 
 Told = Callable[[int, Progress], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,17 @@ class TrialResult:
 
 
 def session_settings(spec: Spec, seed: int) -> SessionSettings:
-    """What one session of a spec is asked to do. Raises SpecError for what only several processes can do."""
-    if len(spec.agents) != 1 or len(spec.envs) != 1:
-        raise SpecError("agent", "several agents or environments in one session are not there yet",
-                        hint="one agent, one environment")  # fmt: skip
+    """What one session of a spec is asked to do. Raises SpecError for impossible bodies."""
     agent, env, meta = spec.agents[0], spec.envs[0], spec.meta
-    where = env.id or (env.url if isinstance(env.url, str) else f"{len(env.url)} servers")
     return SessionSettings(
-        title=f"{agent.algorithm} on {where}",
+        title=title_of(spec.plain),
         algorithm=agent.algorithm,
         config=agent.config,
         seed=seed,
         num_envs=env.num_envs,
+        more_agents=tuple((other.algorithm, other.config) for other in spec.agents[1:]),
+        more_envs=tuple(other.num_envs for other in spec.envs[1:]),
+        bodies=aeb.resolve(spec.body, len(spec.agents), len(spec.envs)).bodies,
         max_env_steps=meta.env_steps,
         target=meta.target,
         window=meta.window,
@@ -58,28 +63,53 @@ def open_envs(env: EnvSpec, count: int) -> Any:
     """The environments of a spec, here or elsewhere. Raises SpecError, LinkError."""
     if env.id:
         return actor.make_envs(env.id, count, env.options)
-    return actor.connect(list(env.url) if isinstance(env.url, tuple) else env.url, count)
+    return actor.connect(list(env.url) if isinstance(env.url, tuple) else env.url, count, options=env.options)
 
 
-def run_trial(spec: Spec, data: Path, *, processes: int | None = None, on_progress: Told | None = None) -> TrialResult:
+def open_world(env: EnvSpec, count: int) -> World:
+    """As open_envs; copies of a game where several agents act at once in it."""
+    if env.id:
+        return actor.make_world(env.id, count, env.options)
+    return actor.connect_world(list(env.url) if isinstance(env.url, tuple) else env.url, count, env.options)
+
+
+def run_trial(
+    spec: Spec,
+    data: Path,
+    *,
+    processes: int | None = None,
+    on_progress: Told | None = None,
+    resume: Path | None = None,
+) -> TrialResult:
     """All sessions of a spec, so many at a time as there are processors. A session that dies takes no other with it.
 
-    on_progress: called with the seed of a session, and how far it is. Raises SpecError.
+    on_progress: called with the seed of a session, and how far it is. resume: the run of this spec to go on with, in
+    place of a new one in `data`: sessions that came to their end are kept, the others go on from their checkpoints.
+    Raises SpecError; RunError when what is to be resumed is no run of this spec, or still runs.
     """
-    run = create_run(data, spec.name, {"name": spec.name, "spec": spec.plain, "fingerprint": spec.fingerprint})
     seeds = [spec.meta.seed + index for index in range(spec.meta.max_session)]
-    session_settings(spec, seeds[0])  # what cannot run is said before a process is started
-    at_once = min(processes or os.cpu_count() or 1, len(seeds))
+    session_settings(spec, seeds[0])  # what cannot run is said before a folder is made
+    sinks.check(spec.meta.sinks)
     results: dict[int, SessionResult] = {}
+    if resume is None:
+        run = create_run(data, spec.name, {"name": spec.name, "spec": spec.plain, "fingerprint": spec.fingerprint})
+    else:
+        run = _taken_up(resume, spec)
+        found = {seed: result_of(run / f"session_{seed}") for seed in seeds}
+        results = {seed: result for seed, result in found.items() if result is not None}
+    at_once = min(processes or os.cpu_count() or 1, len(seeds))
     failures: dict[int, str] = {}
     context = multiprocessing.get_context("spawn")
-    waiting, running = list(seeds), dict[Connection, tuple[int, Any]]()
+    waiting = [seed for seed in seeds if seed not in results]
+    running = dict[Connection, tuple[int, Any]]()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 seed = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_session, args=(theirs, spec, run, seed), name=f"session-{seed}")
+                process = context.Process(
+                    target=_session, args=(theirs, spec, run, seed, resume is not None), name=f"session-{seed}"
+                )
                 process.start()
                 theirs.close()
                 running[ours] = seed, process
@@ -119,14 +149,46 @@ def run_trial(spec: Spec, data: Path, *, processes: int | None = None, on_progre
         (run / f"session_{seed}").mkdir(exist_ok=True)
         (run / f"session_{seed}" / "failure.txt").write_text(text)
     write_json(run / "trial.json", {"sessions": {s: _plain(r) for s, r in results.items()}, "failures": failures})
+    ended = [result.status != "interrupted" for result in results.values()]
+    analyse(run, spec, play_random=bool(ended) and all(ended))  # who interrupts a run does not want to wait
+    record_end(run)
     return TrialResult(run, tuple(results.get(seed) for seed in seeds), failures)
+
+
+def _taken_up(run: Path, spec: Spec) -> Path:
+    """A run's folder, from now on this process's. Raises RunError when it is another spec's, or still runs."""
+    name, plain = spec_of(run)
+    if from_plain(name, plain).fingerprint != spec.fingerprint:
+        raise RunError(f"{run} was made by another spec than {spec.name}", hint=f"longrein run --resume {run}")
+    by = process_of(run)
+    if by is not None and by.state == "running" and by.pid != os.getpid():
+        raise RunError(f"{run} still runs, in process {by.pid}", hint=f"longrein stop {run}")
+    record_process(run)
+    return run
+
+
+def analyse(run: Path, spec: Spec, *, play_random: bool = True) -> None:
+    """Note a trial's fitness in its trial.json and draw its graph.png, from its files.
+
+    play_random: measure first what a random policy gets; where it cannot be played, slm5 stays out of the fitness.
+    """
+    if play_random:
+        names = [env_label(asdict(env)) for env in spec.envs]
+        try:
+            above = kept(run.parent.parent) | kept(run.parent)  # of the search or benchmark that the trial is part of
+            envs = [(name, partial(open_envs, env)) for name, env in zip(names, spec.envs, strict=True)]
+            measure_missing(run, envs, above)
+        except Error as error:
+            log.warning("%s: no random policy was played: %s", run, error)
+    trial_fitness.write(run)
+    plots.draw_trial(run)
 
 
 def _plain(result: SessionResult) -> dict[str, Any]:
     return {key: value for key, value in vars(result).items() if key not in ("folder", "graph")}
 
 
-def _session(pipe: Connection, spec: Spec, run: Path, seed: int) -> None:
+def _session(pipe: Connection, spec: Spec, run: Path, seed: int, resume: bool) -> None:
     """One session in its process: progress a few times a second, then the result, or the traceback that ended it."""
     last = 0.0
 
@@ -138,7 +200,7 @@ def _session(pipe: Connection, spec: Spec, run: Path, seed: int) -> None:
             pipe.send(progress)
 
     try:
-        env = spec.envs[0]
-        pipe.send(run_session(session_settings(spec, seed), run, lambda count: open_envs(env, count), tell))
+        opens = [partial(open_world, env) for env in spec.envs]
+        pipe.send(run_session(session_settings(spec, seed), run, opens, tell, resume=resume))
     except Exception as error:  # the border of a session: whatever ended it is told, with its traceback
         pipe.send("".join(traceback.format_exception(error)))

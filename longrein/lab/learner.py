@@ -1,4 +1,4 @@
-"""Experience -> algorithm.update -> metrics and checkpoints. Knows no environment."""
+"""Experience -> algorithm.update -> metrics, and what a checkpoint says of it. Knows no environment."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from longrein.lab import checkpoint
 from longrein.lab.records import SessionRecords
 from longrein.learn.algorithms import Algorithm
 from longrein.learn.batch import Transition
 from longrein.learn.rollout import Rollout
+from longrein.learn.sharing import Shared
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Identity:
     """As Gymnasium prints it."""
     action_space: str
     """As Gymnasium prints it."""
+    bodies: tuple[str, ...] = ("0.0.0",)
+    """Whose weights these are: "a.e.b" each."""
+    spaces: tuple[dict[str, Any] | None, dict[str, Any] | None] = (None, None)
+    """Both, as data that they can be made from again; None for what cannot be said so."""
 
 
 METRICS_EVERY = 200
@@ -32,13 +36,26 @@ METRICS_EVERY = 200
 
 
 class Learner:
-    """Gathers transitions into rollouts, and learns from each. `version` counts the weights that were published."""
+    """Gathers transitions into rollouts, and learns from each. `version` counts the weights that were published.
 
-    def __init__(self, algorithm: Algorithm, identity: Identity, records: SessionRecords) -> None:
+    where: the agent and the environment, in a session with several. shared: the weights that others have, too.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        identity: Identity,
+        records: SessionRecords,
+        *,
+        where: tuple[int, int] | None = None,
+        shared: Shared | None = None,
+    ) -> None:
         self.algorithm = algorithm
         self.identity = identity
         self.records = records
+        self.where = where
         self.version = 0
+        self._shared = shared
         self._rollout = Rollout(algorithm.rollout_steps)
         self._measured: list[dict[str, float]] = []  # since the last row
         self._row_at = -METRICS_EVERY
@@ -53,20 +70,28 @@ class Learner:
             return False  # every environment was lost at once, for a whole rollout
         self._measured.append(self.algorithm.update(batch))
         self.version += 1
+        if self._shared is not None:
+            self._shared.spread(self.algorithm)
         if env_steps - self._row_at >= METRICS_EVERY:
-            self.records.add_metrics(env_steps, means(self._measured))
+            row = {"updates": float(self.version), **means(self._measured)}
+            self.records.add_metrics(env_steps, row, self.where)
             self._measured, self._row_at = [], env_steps
         return True
 
-    def save(self, env_steps: int) -> None:
-        """Write the checkpoint. Raises CheckpointError."""
-        state = {
-            "identity": vars(self.identity),
-            "version": self.version,
-            "env_steps": env_steps,
-            "state": self.algorithm.state_dict(),
-        }
-        checkpoint.save(self.records.checkpoint, state)
+    def published(self) -> dict[str, Any]:
+        """What a checkpoint says of the algorithm."""
+        return {"identity": vars(self.identity), "version": self.version, "state": self.algorithm.state_dict()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All else that decides what comes next, and what is recorded next."""
+        return {"rollout": self._rollout.state_dict(), "measured": self._measured, "row_at": self._row_at}
+
+    def load(self, published: dict[str, Any], state: dict[str, Any]) -> None:
+        """Go on from a checkpoint of the same identity."""
+        self.version = published["version"]
+        self.algorithm.load_state_dict(published["state"])
+        self._rollout.load_state_dict(state["rollout"])
+        self._measured, self._row_at = state["measured"], state["row_at"]
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:

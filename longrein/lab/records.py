@@ -2,12 +2,14 @@
 
 {data}/{name}_{time}/
   settings.json           what was asked for, resolved; versions; fingerprint
+  process.json            which process runs it, or ran it last
   session_{seed}/
     episodes.csv          a line for each finished training episode
     metrics.csv           a line for each update
     evaluation.csv        a line for each evaluation episode
     tensorboard/          the same metrics as events
     checkpoint.pt         the newest weights, and all that learning goes on from
+    resume.pt             the last state from which a run can be resumed to the bit, where checkpoint.pt is younger
     graph.png             the session's graph
     result.json           what came of it; written last, so that a folder without it is unfinished
 """
@@ -15,6 +17,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -22,15 +25,23 @@ import math
 import os
 import platform
 import time
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
 
 from longrein.errors import RunError
-from longrein.lab.actor import Episode
+from longrein.lab.sinks import Origin, open_sinks
+
+if TYPE_CHECKING:  # it brings torch, which readers of a run need not wait for
+    from longrein.lab.actor import Episode
 
 EPISODE_COLUMNS = ("env_steps", "seconds", "env", "length", "return", "truncated")
 EVALUATION_COLUMNS = ("seed", "length", "return")
@@ -48,9 +59,27 @@ def create_run(data: Path, name: str, settings: Mapping[str, Any]) -> Path:
             continue
         except OSError as error:
             raise RunError(f"{run}: cannot be made: {error}", hint="give another folder for run data") from error
+        record_process(run)
         write_json(run / "settings.json", described(settings))
         return run
     raise RunError(f"{data}: a thousand runs of {name} in one second", hint="give each run a name of its own")
+
+
+def record_process(run: Path) -> None:
+    """Note that this process runs a run from now on: its id, its machine, and when it started (seconds since 1970).
+
+    The start tells it from a later process with the same id.
+    """
+    me = psutil.Process()
+    started = {"pid": me.pid, "host": platform.node(), "started": me.create_time(), "command": me.cmdline()}
+    write_json(run / "process.json", started)
+
+
+def record_end(run: Path) -> None:
+    """Note that this process is done with a run, though the process may live on."""
+    about = read_json(run / "process.json")
+    if about.get("pid") == os.getpid():
+        write_json(run / "process.json", about | {"ended": time.time()})
 
 
 def described(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,23 +109,40 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if callable(value):
-        return f"{value.__module__}:{value.__qualname__}"  # as torsos.named finds it again
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"{value.__module__}:{name}"  # as torsos.named finds it again, where it is a function of a module
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a whole file, then put it in its place: a reader sees the old one or the new one."""
+    write_text(path, json.dumps(as_plain(value), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file, then put it in its place. Raises RunError when the disk does not take it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(as_plain(value), indent=2) + "\n")
-    beside.replace(path)
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> RunError:
+    hint = "make room, then longrein run --resume RUN" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return RunError(f"{path} cannot be written: {error.strerror or error}; what stands in it is whole", hint=hint)
 
 
 class Table:
-    """A CSV file that grows by whole lines: each `append` is one write."""
+    """A CSV file that grows by whole lines: each `append` is one write. Raises RunError when the disk is full."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], rows: int = 0) -> None:
+        self.path = path
         self.columns = tuple(columns)
-        self._file = path.open("a", newline="")
+        self.rows = rows  # in the file, without its head
+        self._file = path.open("ab", buffering=0)  # unbuffered: what a full disk refused is not tried again at close
         if path.stat().st_size == 0:
             self._write([self.columns])
 
@@ -108,6 +154,11 @@ class Table:
                 raise ValueError(f"row: expected {len(self.columns)} values ({', '.join(self.columns)}), got {row!r}")
         if rows:
             self._write(rows)
+            self.rows += len(rows)
+
+    def sync(self) -> None:
+        """Have all rows on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Finish the file."""
@@ -116,8 +167,28 @@ class Table:
     def _write(self, rows: Iterable[Sequence[object]]) -> None:
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(rows)
-        self._file.write(text.getvalue())
-        self._file.flush()
+        left = memoryview(text.getvalue().encode())
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._file.truncate(before)  # no half line
+            raise _unwritten(self.path, error) from error
+
+
+def cut_table(path: Path, rows: int) -> tuple[str, ...]:
+    """Leave the first rows of a table's file, and return its columns. Raises RunError when it has fewer."""
+    try:
+        with path.open(newline="") as file:
+            lines = [line for _, line in zip(range(rows + 1), file, strict=False) if line.endswith("\n")]
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(lines) < rows + 1:
+        raise RunError(f"{path} has {len(lines) - 1} whole rows, the checkpoint knows of {rows}",
+                       hint="the folder was changed; train anew")  # fmt: skip
+    write_text(path, "".join(lines))
+    return tuple(next(csv.reader(lines)))
 
 
 @dataclass(frozen=True)
@@ -167,25 +238,48 @@ def list_runs(data: Path) -> list[RunSummary]:
 
 
 class SessionRecords:
-    """One session's folder, open from its start to its end. Raises RunError when there is one of this seed already."""
+    """One session's folder, open from its start to its end. Raises RunError when there is one of this seed already.
 
-    def __init__(self, run: Path, seed: int) -> None:
+    bodies: whether there are several, so that rows must say whose they are.
+    resume: what `position` said; rows that were added later are taken out again, and so is what came after them.
+    """
+
+    def __init__(self, run: Path, seed: int, *, bodies: bool = False, resume: Mapping[str, Any] | None = None) -> None:
         # Imported here: it takes a second, and readers of a run need none of it.
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = run / f"session_{seed}"
-        try:
-            self.folder.mkdir(parents=True)
-        except OSError as error:
-            raise RunError(
-                f"{self.folder}: cannot be made: {error}", hint="a session needs a folder of its own"
-            ) from error
-        self.episodes: list[Episode] = []
-        self.metrics: list[dict[str, float]] = []
-        self._started = time.monotonic()
-        self._episode_table = Table(self.folder / "episodes.csv", EPISODE_COLUMNS)
+        self._bodies = bodies
         self._metric_table: Table | None = None
-        self._events = SummaryWriter(str(self.folder / "tensorboard"), max_queue=1000, flush_secs=10)
+        columns = EPISODE_COLUMNS + (("body",) if bodies else ())
+        if resume is None:
+            try:
+                self.folder.mkdir(parents=True)
+            except OSError as error:
+                raise RunError(
+                    f"{self.folder}: cannot be made: {error}", hint="a session needs a folder of its own"
+                ) from error
+            rows, spent, purge = {"episodes": 0, "metrics": 0}, 0.0, None
+        else:
+            rows, spent, purge = dict(resume["rows"]), float(resume["seconds"]), int(resume["env_steps"]) + 1
+            for name in ("result.json", "failure.txt", "evaluation.csv"):
+                (self.folder / name).unlink(missing_ok=True)
+            cut_table(self.folder / "episodes.csv", rows["episodes"])
+            if rows["metrics"]:
+                measured = cut_table(self.folder / "metrics.csv", rows["metrics"])
+                self._metric_table = Table(self.folder / "metrics.csv", measured, rows["metrics"])
+            else:
+                (self.folder / "metrics.csv").unlink(missing_ok=True)
+        self.episode_count = rows["episodes"]  # the episodes themselves are in the file, so that memory does not grow
+        self._started = time.monotonic() - spent
+        self._episode_table = Table(self.folder / "episodes.csv", columns, rows["episodes"])
+        self._events = SummaryWriter(
+            str(self.folder / "tensorboard"), max_queue=1000, flush_secs=10, purge_step=purge
+        )
+
+        about = read_about(run)
+        asked = (about.spec.get("meta") or {}).get("sinks", ())
+        self._sinks = open_sinks(asked, Origin(self.folder, about.name, about.spec, seed)) if asked else []
 
     def __enter__(self) -> SessionRecords:
         return self
@@ -193,17 +287,35 @@ class SessionRecords:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except RunError:
+            if error is None:
+                raise  # else the first error says more
+
+    def position(self, env_steps: int) -> dict[str, Any]:
+        """How far the files are, for a checkpoint; all of it is on the disk then."""
+        metrics = self._metric_table
+        for table in (self._episode_table, metrics):
+            if table is not None:
+                table.sync()
+        rows = {"episodes": self._episode_table.rows, "metrics": 0 if metrics is None else metrics.rows}
+        return {"rows": rows, "seconds": self.seconds, "env_steps": env_steps}
 
     @property
     def seconds(self) -> float:
-        """Since the session's records were opened."""
+        """Since the session's records were opened, without the time that lay between a stop and its resumption."""
         return time.monotonic() - self._started
 
     @property
     def checkpoint(self) -> Path:
         """Where the newest checkpoint goes."""
         return self.folder / "checkpoint.pt"
+
+    @property
+    def boundary(self) -> Path:
+        """Where the last checkpoint goes that a run can be resumed from, when a newer one cannot serve for that."""
+        return self.folder / "resume.pt"
 
     @property
     def graph(self) -> Path:
@@ -213,32 +325,44 @@ class SessionRecords:
     def add_episodes(self, episodes: Sequence[Episode]) -> None:
         """Note episodes that ended just now."""
         seconds = round(self.seconds, 3)
-        self.episodes += episodes
+        self.episode_count += len(episodes)
         self._episode_table.append(
-            (e.env_steps, seconds, e.env, e.length, e.return_, int(e.truncated)) for e in episodes
+            (e.env_steps, seconds, e.env, e.length, e.return_, int(e.truncated), *((e.body,) if self._bodies else ()))
+            for e in episodes
         )
-        if episodes:
-            mean = sum(e.return_ for e in episodes) / len(episodes)
-            self._events.add_scalar("training/return", mean, episodes[-1].env_steps)
+        by_body: dict[str, list[Episode]] = {}
+        for episode in episodes:
+            by_body.setdefault(episode.body, []).append(episode)
+        for body, own in by_body.items():
+            mean = sum(e.return_ for e in own) / len(own)
+            self._event(f"training/return/{body}" if body else "training/return", mean, own[-1].env_steps)
 
-    def add_metrics(self, env_steps: int, metrics: Mapping[str, float]) -> None:
-        """Note what one update measured. Raises ValueError when its names differ from the first update's."""
-        row = {"env_steps": env_steps, "seconds": round(self.seconds, 3), **metrics}
+    def add_metrics(self, env_steps: int, metrics: Mapping[str, float], where: tuple[int, int] | None = None) -> None:
+        """Note what one update measured. where: agent and environment, in a session with several.
+
+        Raises ValueError when its names differ from the first update's; agents may differ from each other, and a cell
+        of a name that one has not is empty.
+        """
+        about = {} if where is None else {"agent": where[0], "env": where[1]}
+        row = {"env_steps": env_steps, "seconds": round(self.seconds, 3), **about, **metrics}
         if self._metric_table is None:
             self._metric_table = Table(self.folder / "metrics.csv", tuple(row))
-        if tuple(row) != self._metric_table.columns:
+        if where is not None and not row.keys() <= set(self._metric_table.columns):
+            self._metric_table = _widened(self._metric_table, [*row])
+        if where is None and tuple(row) != self._metric_table.columns:
             raise ValueError(f"metrics: expected {self._metric_table.columns}, got {tuple(row)}")
-        self.metrics.append(row)
-        self._metric_table.append([tuple(row.values())])
+        self._metric_table.append([tuple(row.get(name, "") for name in self._metric_table.columns)])
+        label = "" if where is None else f"/{where[0]}.{where[1]}"
         for name, value in metrics.items():
-            self._events.add_scalar(f"learning/{name}", value, env_steps)
+            self._event(f"learning/{name}{label}", value, env_steps)
 
-    def add_evaluation(self, env_steps: int, rows: Sequence[tuple[int, int, float]]) -> None:
-        """Note evaluation episodes: (seed, length, return) each."""
-        table = Table(self.folder / "evaluation.csv", EVALUATION_COLUMNS)
-        table.append(rows)
+    def add_evaluation(self, env_steps: int, rows: Sequence[tuple[int, int, float]], body: str = "") -> None:
+        """Note evaluation episodes: (seed, length, return) each. body: who played, in a session with several."""
+        table = Table(self.folder / "evaluation.csv", EVALUATION_COLUMNS + (("body",) if self._bodies else ()))
+        table.append((*row, body) if self._bodies else row for row in rows)
         table.close()
-        self._events.add_scalar("evaluation/return", sum(row[2] for row in rows) / len(rows), env_steps)
+        mean = sum(row[2] for row in rows) / len(rows)
+        self._event(f"evaluation/return/{body}" if body else "evaluation/return", mean, env_steps)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Note what came of the session."""
@@ -249,15 +373,140 @@ class SessionRecords:
         self._episode_table.close()
         if self._metric_table is not None:
             self._metric_table.close()
-        self._events.close()
+        for sink in self._sinks:
+            sink.close()
+        try:
+            self._events.close()
+        except OSError as error:
+            raise _unwritten(self.folder / "tensorboard", error) from error
+
+    def _event(self, name: str, value: float, env_steps: int) -> None:
+        for sink in self._sinks:
+            sink.add(name, value, env_steps)
+        try:
+            self._events.add_scalar(name, value, env_steps)
+        except OSError as error:
+            raise _unwritten(self.folder / "tensorboard", error) from error
+
+
+def _widened(table: Table, names: Sequence[str]) -> Table:
+    """The table with columns for more names; in rows that are there these cells are empty."""
+    table.close()
+    columns = (*table.columns, *(name for name in names if name not in table.columns))
+    blanks = "," * (len(columns) - len(table.columns))
+    _, *rows = table.path.read_text().splitlines()
+    head = ",".join(columns)
+    write_text(table.path, "".join(f"{line}\n" for line in (head, *(row + blanks for row in rows))))
+    return Table(table.path, columns, table.rows)
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True)
+class About:
+    """What a run's settings.json says of it."""
+
+    run: Path
+    """Its folder."""
+    name: str
+    """The spec's name; of a run without a spec, the folder's."""
+    title: str
+    """Algorithm and environment."""
+    spec: dict[str, Any]
+    """The resolved spec as plain values; empty for a run without one."""
+    fingerprint: str
+    versions: dict[str, str | None]
+    machine: dict[str, Any]
+    started: str
+    target: float | None
+    """Mean training return at which a session ends."""
+    window: int
+    """Episodes of that mean."""
+
+
+def read_about(run: Path) -> About:
+    """What a run folder says of itself; where it has no settings.json, nothing but its name."""
+    whole = read_json(run / "settings.json")
+    settings = whole.get("settings", {})
+    spec = dict(settings.get("spec") or {})
+    asked = spec.get("meta") or settings.get("session") or {}
+    title = title_of(spec) if spec else str(asked.get("title", run.name))
+    return About(
+        run, str(settings.get("name") or run.name), title, spec, str(settings.get("fingerprint") or ""),
+        dict(whole.get("versions", {})), dict(whole.get("machine", {})), str(whole.get("started", "")),
+        asked.get("target"), int(asked.get("window") or 100),
+    )  # fmt: skip
+
+
+def title_of(spec: Mapping[str, Any]) -> str:
+    """Which algorithms on which environments, of a plain spec."""
+    agents, envs = (part if isinstance(part, list) else [part] for part in (spec["agent"], spec["env"]))
+    return f"{', '.join(agent['algorithm']['name'] for agent in agents)} on {', '.join(map(env_label, envs))}"
+
+
+def env_label(env: Mapping[str, Any]) -> str:
+    """How a plain env section is called: its id, or where it is served."""
+    url = env.get("url") or ""
+    return str(env.get("id") or (url if isinstance(url, str) else f"{len(url)} servers"))
+
+
+def seed_in(session: Path) -> int:
+    """The seed of a session, by its folder. Raises RunError for what is no session's folder."""
+    seed = session.name.removeprefix("session_")
+    if seed == session.name or not seed.isdigit():
+        raise RunError(f"{session} is no session's folder", hint="data/NAME_TIME/session_SEED")
+    return int(seed)
+
+
+def read_result(session: Path) -> dict[str, Any]:
+    """What came of a session; empty while it goes on."""
+    return read_json(session / "result.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run; empty when there is no such file. Raises RunError when it is no JSON object."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}", hint="move it away; what it held is lost") from None
+    if not isinstance(found, dict):
+        raise RunError(f"{path} holds no JSON object", hint="longrein runs lists what is a run")
+    return found
+
+
+def read_columns(path: Path) -> dict[str, NDArray[Any]]:
+    """A CSV file of a run, by column [N]: numbers, or text where one is none. Empty when there is no such file.
+
+    It is read line by line, so that no more than the numbers is held; an unfinished last line is left out, and an
+    empty cell is NaN. Raises RunError for a line of another length.
+    """
+    columns: list[Any] = []
+    head: list[str] = []
+    try:
+        with path.open(newline="") as file:
+            for number, row in enumerate(csv.reader(line for line in file if line.endswith("\n")), 1):
+                if not head:
+                    head, columns = row, [array("d") for _ in row]
+                    continue
+                if len(row) != len(head):
+                    raise RunError(f"{path}:{number}: expected {len(head)} values, got {len(row)}",
+                                   hint="the file was written to by something else")  # fmt: skip
+                for index, text in enumerate(row):
+                    try:
+                        columns[index].append(float(text or "nan") if isinstance(columns[index], array) else text)
+                    except ValueError:  # a column of names
+                        columns[index] = [f"{value:g}" for value in columns[index]] + [text]
+    except FileNotFoundError:
+        return {}
+    return {name: np.array(column) for name, column in zip(head, columns, strict=True)}
 
 
 def read_table(path: Path) -> dict[str, list[float]]:
-    """A CSV file of a run, by column; an unfinished last line is left out."""
-    text = path.read_text()
-    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-    head, rows = lines[0], lines[1:]
-    return {name: [float(row[index]) for row in rows] for index, name in enumerate(head)}
+    """A CSV file of numbers, by column; an unfinished last line is left out."""
+    return {name: column.tolist() for name, column in read_columns(path).items()}
 
 
 def _version(package: str) -> str | None:

@@ -2,77 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from longrein.errors import CheckpointError, LinkError
-from longrein.lab import checkpoint, plots
-from longrein.lab.actor import Actor
-from longrein.lab.evaluation import evaluate
-from longrein.lab.learner import Identity, Learner
-from longrein.lab.records import SessionRecords, as_plain
+from longrein.errors import CheckpointError, Error, RunError
+from longrein.lab import checkpoint, course, plots
+from longrein.lab.actor import Seats
+from longrein.lab.aeb import Space
+from longrein.lab.arena import Together
+from longrein.lab.course import HALF, Course, Progress, SessionSettings, Status, seed_of
+from longrein.lab.evaluation import evaluate, evaluate_games
+from longrein.lab.games import Games, Table
+from longrein.lab.records import SessionRecords, read_result
+from longrein.lab.stage import OpenWorld, Stand, staged
 from longrein.learn import algorithms
 from longrein.learn.algorithms import Algorithm
 
-OpenEnvs = Callable[[int], VectorEnv[Any, Any, Any]]
-"""Opens a vector environment with that many copies; the session closes it."""
-
-Status = Literal["solved", "budget spent", "interrupted", "failed"]
-_HALF = 2**30  # training seeds lie below, evaluation seeds from here on
+__all__ = ["BodyResult", "Progress", "SessionResult", "SessionSettings", "evaluation_seeds", "load_policy",
+           "result_of", "run_session", "seed_of", "stop_on_signal"]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class SessionSettings:
-    """What one session is asked to do."""
+class BodyResult:
+    """What came of one body."""
 
-    title: str
-    """What the graph says: the environment, and how it is reached."""
-    algorithm: str
-    """Name in the table of algorithms."""
-    config: Any
-    """The algorithm's Config."""
-    seed: int = 0
-    """Root of every random number in the session."""
-    num_envs: int = 8
-    """Environments stepped together."""
-    max_env_steps: int = 200_000
-    """Env steps, over all environments together, after which training ends."""
-    target: float | None = None
-    """Training return at which training ends before that; None trains to the end."""
-    window: int = 100
-    """Episodes, the last ones, whose mean return is held against the target."""
-    checkpoint_every: int = 20_000
-    """Env steps between checkpoints; there is also one at the end, whatever ends it."""
-    evaluation_episodes: int = 20
-    """Episodes played without noise when training has ended, each on a seed that training never saw."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a session is."""
-
-    env_steps: int
-    """Env steps so far."""
-    seconds: float
-    """Since training began."""
-    episodes: int
-    """Finished so far."""
-    mean_return: float
-    """Of the last `window` episodes; NaN before the first."""
-    updates: int
-    """Batches learnt from."""
+    training_mean: float
+    """Mean return of its last `window` training episodes; NaN without any."""
+    evaluation: tuple[float, ...]
+    """Return of each of its evaluation episodes. Bodies whose environments are copies of each other are played once."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +49,23 @@ class SessionResult:
     status: Status
     """How training ended."""
     env_steps: int
-    """Env steps trained on."""
+    """Env steps trained on, in the environment that had the fewest."""
     seconds: float
     """That training took, without opening environments and without evaluation."""
     episodes: int
     """Training episodes that finished."""
     training_mean: float
-    """Mean return of the last `window` training episodes; NaN without any."""
+    """Mean return of the last `window` training episodes, over bodies; NaN without any."""
     evaluation: tuple[float, ...]
-    """Return of each evaluation episode; empty when interrupted."""
+    """Return of each evaluation episode, of one body after another; empty when interrupted."""
     restarts: int
     """Environments that were lost and replaced."""
     folder: Path
     """The session's folder."""
     graph: Path
     """The session's graph."""
+    bodies: Mapping[str, BodyResult] = field(default_factory=dict)
+    """What came of each body, by its "a.e.b"; empty where there is one."""
 
     @property
     def solved(self) -> bool:
@@ -104,67 +73,85 @@ class SessionResult:
         return self.status == "solved"
 
 
-def seed_of(root: int, *path: str) -> int:
-    """The seed of one role of a session, below 2**30: the same for the same path, whatever other roles there are."""
-    words = np.frombuffer(hashlib.sha256("/".join(path).encode()).digest(), np.uint32)
-    return int(np.random.SeedSequence([root, *words.tolist()]).generate_state(1)[0]) % _HALF
-
-
 def evaluation_seeds(root: int, count: int) -> list[int]:
     """Seeds for evaluation: in another half of the numbers than any training seed."""
-    first = _HALF + seed_of(root, "evaluation") // 2
+    first = HALF + seed_of(root, "evaluation") // 2
     return [first + index for index in range(count)]
 
 
 def run_session(
     settings: SessionSettings,
     run: Path,
-    open_envs: OpenEnvs,
+    open_envs: OpenWorld | Sequence[OpenWorld],
     on_progress: Callable[[Progress], None] | None = None,
+    *,
+    resume: bool = False,
 ) -> SessionResult:
     """Train, save, evaluate and draw, into `run`/session_{seed}.
 
+    open_envs: for each environment, or for the only one. resume: go on from the checkpoint that is there, as if the
+    session had never been stopped; from the start where there is none yet.
     Ctrl-C or SIGTERM ends training after the current vector step and leaves a finished folder; a second one stops hard.
     Sets torch to one thread in this process: for networks of this size more threads are slower, and sums are the same
-    on every machine. Raises LinkError when an environment cannot be reached, SpecError when settings cannot be used.
+    on every machine. Raises LinkError when an environment cannot be reached, SpecError when settings cannot be used,
+    CheckpointError when the checkpoint was made by other settings, RunError when the disk takes no more.
     """
     torch.set_num_threads(1)
-    with SessionRecords(run, settings.seed) as records, stop_on_signal() as stop:
+    opens = (open_envs,) if callable(open_envs) else tuple(open_envs)
+    agents = ((settings.algorithm, settings.config), *settings.more_agents)
+    worlds = tuple(zip(opens, (settings.num_envs, *settings.more_envs), strict=True))
+    space = Space(settings.bodies)
+    saved = course.newest(run / f"session_{settings.seed}") if resume else None
+    position = saved["resume"]["records"] if saved is not None else None
+    with (
+        SessionRecords(run, settings.seed, bodies=len(space.bodies) > 1, resume=position) as records,
+        stop_on_signal() as stop,
+    ):
         try:
-            with closing(open_envs(settings.num_envs)) as envs:
-                algorithm, identity = _build(settings, envs)
-                learner = Learner(algorithm, identity, records)
-                outcome = _train(settings, envs, learner, records, stop, on_progress)
-            rows: list[tuple[int, int, float]] = []
+            with staged(space, agents, worlds, partial(seed_of, settings.seed), records) as stands:
+                outcome = Course(settings, stands, records).run(stop, on_progress, saved)
+            scores: dict[str, list[tuple[int, int, float]]] = {}
             if outcome.status != "interrupted" and settings.evaluation_episodes > 0:
-                seeds = evaluation_seeds(settings.seed, settings.evaluation_episodes)
-                with closing(open_envs(settings.evaluation_episodes)) as envs:
-                    rows = evaluate(algorithm.policy, envs, seeds)
-                records.add_evaluation(outcome.env_steps, rows)
+                scores = _evaluations(settings, stands, worlds)
+                for body, rows in scores.items():
+                    records.add_evaluation(outcome.env_steps, rows, body)
+            seconds = outcome.seconds
+            plots.draw_session(
+                records.folder, title=settings.title, target=settings.target, window=settings.window, seconds=seconds
+            )
         except BaseException as error:
-            # Not to act on it: only so that the folder says what happened.
-            records.finish({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            # Not to act on it: only so that the folder says what happened, where the disk takes even that.
+            with suppress(RunError):
+                records.finish({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            if isinstance(error, OSError) and not isinstance(error, Error):  # a LinkTimeout is both
+                hint = "longrein run --resume RUN goes on from here"
+                raise RunError(f"{records.folder}: {error}", hint=hint) from error
             raise
-        plots.session_graph(
-            records.graph, records.episodes, records.metrics, title=settings.title, target=settings.target,
-            evaluation=[row[2] for row in rows], seconds=outcome.seconds, window=settings.window,
-        )  # fmt: skip
+        evaluation = {body: tuple(row[2] for row in rows) for body, rows in scores.items()}
         result = SessionResult(
-            outcome.status, outcome.env_steps, outcome.seconds, len(records.episodes), outcome.mean_return,
-            tuple(row[2] for row in rows), outcome.restarts, records.folder, records.graph,
+            outcome.status, outcome.env_steps, outcome.seconds, records.episode_count, outcome.mean_return,
+            tuple(value for values in evaluation.values() for value in values), outcome.restarts, records.folder,
+            records.graph,
+            {} if len(space.bodies) == 1 else
+            {body: BodyResult(mean, evaluation.get(body, ())) for body, mean in outcome.means.items()},
         )  # fmt: skip
         records.finish(vars(result))
     return result
 
 
-def load_policy(folder: Path, envs: VectorEnv[Any, Any, Any]) -> Algorithm:
+def load_policy(folder: Path, envs: Seats | VectorEnv[Any, Any, Any], body: str = "0.0.0") -> Algorithm:
     """The algorithm that a session saved, ready to act in `envs` or to go on learning.
 
-    folder: a session's folder. Raises CheckpointError when it cannot be read, or was made for other spaces.
+    folder: a session's folder. body: whose, "a.e.b". Raises CheckpointError when it cannot be read, has no such body,
+    or was made for other spaces.
     """
     path = folder / "checkpoint.pt"
     saved = checkpoint.load(path)
-    identity = saved["identity"]
+    entries = [saved, *saved.get("others", ())]
+    bodies = {label: one for one in entries for label in one["identity"].get("bodies", ("0.0.0",))}
+    if body not in bodies:
+        raise CheckpointError(str(path), f"has no body {body}", hint="one of " + ", ".join(bodies))
+    identity = bodies[body]["identity"]
     for name, space in (
         ("observation_space", envs.single_observation_space),
         ("action_space", envs.single_action_space),
@@ -176,8 +163,25 @@ def load_policy(folder: Path, envs: VectorEnv[Any, Any, Any]) -> Algorithm:
     config_class, build = algorithms.load(identity["algorithm"])
     config = algorithms.config_from(config_class, identity["config"])
     algorithm = build(config, envs.single_observation_space, envs.single_action_space, 0)
-    algorithm.load_state_dict(saved["state"])
+    algorithm.load_state_dict(bodies[body]["state"])
     return algorithm
+
+
+def result_of(folder: Path) -> SessionResult | None:
+    """What came of the session of a folder that trained to its end; None for any other, which may be resumed."""
+    found = read_result(folder)
+    if found.get("status") not in ("solved", "budget spent"):
+        return None
+    nan = float("nan")
+    bodies = {
+        label: BodyResult(nan if body["training_mean"] is None else body["training_mean"], tuple(body["evaluation"]))
+        for label, body in found.get("bodies", {}).items()
+    }
+    return SessionResult(
+        found["status"], found["env_steps"], found["seconds"], found["episodes"],
+        nan if found["training_mean"] is None else found["training_mean"], tuple(found["evaluation"]),
+        found["restarts"], folder, folder / "graph.png", bodies,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -201,60 +205,26 @@ def stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    status: Status
-    env_steps: int
-    seconds: float
-    mean_return: float
-    restarts: int
+def _evaluations(
+    settings: SessionSettings, stands: Sequence[Stand], worlds: Sequence[tuple[OpenWorld, int]]
+) -> dict[str, list[tuple[int, int, float]]]:
+    """The evaluation episodes of every body; of bodies in copies of one environment, of the first."""
+    found: dict[str, list[tuple[int, int, float]]] = {}
+    seeds = evaluation_seeds(settings.seed, settings.evaluation_episodes)
+    for stand in stands:
+        open_world, copies = worlds[stand.env]
+        # No more copies than training had: a server may hold no more, and an older system is one environment.
+        with closing(open_world(min(copies, len(seeds)))) as world:
+            policies = [learner.algorithm.policy for learner in stand.learners]
+            if isinstance(stand.arena, Together) and isinstance(world, Games):
+                seats = evaluate_games(world, _like(world, stand.arena), policies, seeds)
+                for actor, table in zip(stand.arena.actors, stand.arena.tables, strict=True):
+                    found |= {body: seats[seat] for body, seat in zip(actor.bodies, table.seats, strict=True)}
+            elif not isinstance(world, Games):
+                found[stand.arena.actors[0].bodies[0]] = evaluate(policies[0], world, seeds)
+    return dict(sorted(found.items()))
 
 
-def _build(settings: SessionSettings, envs: VectorEnv[Any, Any, Any]) -> tuple[Algorithm, Identity]:
-    _, build = algorithms.load(settings.algorithm)
-    spaces = (envs.single_observation_space, envs.single_action_space)
-    algorithm = build(settings.config, *spaces, seed_of(settings.seed, "learner"))
-    return algorithm, Identity(settings.algorithm, as_plain(settings.config), str(spaces[0]), str(spaces[1]))
-
-
-def _train(
-    settings: SessionSettings,
-    envs: VectorEnv[Any, Any, Any],
-    learner: Learner,
-    records: SessionRecords,
-    stop: threading.Event,
-    on_progress: Callable[[Progress], None] | None,
-) -> _Outcome:
-    generator = torch.Generator().manual_seed(seed_of(settings.seed, "actor"))
-    actor = Actor(envs, learner.algorithm.policy, seed=seed_of(settings.seed, "environments") // 2, generator=generator)
-    last: deque[float] = deque(maxlen=settings.window)
-    status: Status = "budget spent"
-    start, saved = records.seconds, 0
-    try:
-        while actor.env_steps < settings.max_env_steps:
-            for transition in actor.collect(learner.algorithm.rollout_steps):
-                learner.take(transition, actor.env_steps)
-                if stop.is_set():
-                    break
-            episodes = actor.finished()
-            records.add_episodes(episodes)
-            last.extend(episode.return_ for episode in episodes)
-            mean = float(np.mean(last)) if last else float("nan")
-            if on_progress is not None:
-                seconds = records.seconds - start
-                on_progress(Progress(actor.env_steps, seconds, len(records.episodes), mean, learner.version))
-            if stop.is_set():
-                status = "interrupted"
-                break
-            if settings.target is not None and len(last) == settings.window and mean >= settings.target:
-                status = "solved"
-                break
-            if actor.env_steps - saved >= settings.checkpoint_every:
-                learner.save(actor.env_steps)
-                saved = actor.env_steps
-    except LinkError:
-        learner.save(actor.env_steps)  # the environments are gone for good, what was learnt from them is not
-        raise
-    seconds = records.seconds - start
-    learner.save(actor.env_steps)
-    return _Outcome(status, actor.env_steps, seconds, float(np.mean(last)) if last else float("nan"), actor.restarts)
+def _like(games: Games, arena: Together) -> list[Table]:
+    """The same tables, in other copies of the game."""
+    return [games.table(table.seats) for table in arena.tables]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -61,6 +63,19 @@ class Rollout:
         extras = {name.removeprefix("extras."): t for name, t in tensors.items() if name.startswith("extras.")}
         self._filled = 0
         return Batch(**{name: tensors[name] for name in FIELDS}, extras=extras)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that wait for the batch to be full."""
+        waiting = {name: torch.from_numpy(column[: self._filled].copy()) for name, column in self._columns.items()}
+        return {"filled": self._filled, "columns": waiting if self._filled else {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state, made with the same length."""
+        self._filled, self._columns = state["filled"], {}
+        for name, waiting in state["columns"].items():
+            rows = waiting.numpy()
+            self._columns[name] = np.empty((self.length, *rows.shape[1:]), rows.dtype)
+            self._columns[name][: self._filled] = rows
 
 
 def _kept(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:

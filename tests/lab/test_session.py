@@ -17,8 +17,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from longrein.errors import CheckpointError, LinkError, RunError
-from longrein.lab import checkpoint, plots, records
-from longrein.lab.actor import Episode
+from longrein.lab import checkpoint, records
 from longrein.lab.demo import PPO_CARTPOLE
 from longrein.lab.evaluation import evaluate
 from longrein.lab.session import (
@@ -250,25 +249,6 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         checkpoint.load(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "sprung").exists()
-
-
-# --------------------------------------------------------------------------------------------------------------- plots
-
-
-def test_moving_mean_by_hand() -> None:
-    # 1; (1+3)/2; (3+5)/2; (5+9)/2
-    assert plots.moving_mean(np.array([1.0, 3.0, 5.0, 9.0]), 2).tolist() == [1.0, 2.0, 4.0, 7.0]
-    assert plots.moving_mean(np.array([]), 2).tolist() == []
-
-
-def test_a_graph_can_be_drawn_of_nothing_and_of_little(tmp_path: Path) -> None:
-    plots.session_graph(tmp_path / "none.png", [], [], title="nothing yet")
-    plots.session_graph(
-        tmp_path / "one.png", [Episode(0, 10, 10, 10.0, False)], [{"env_steps": 10, "entropy": 0.5}], title="one",
-        target=5.0, evaluation=[3.0], seconds=1.0,
-    )  # fmt: skip
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["none.png", "one.png"]
-    assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------------ learning
