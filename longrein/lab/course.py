@@ -63,6 +63,8 @@ class SessionSettings:
     Environments that cannot save their state begin anew at each, so that a resumed run does as an undisturbed one."""
     evaluation_episodes: int = 20
     """Episodes played without noise when training has ended, each on a seed that training never saw."""
+    evaluation_every: int = 0
+    """Env steps in each environment between evaluations while it trains; 0 evaluates when training has ended only."""
     prepare: Callable[[Algorithm], None] | None = None
     """Called with the algorithm when it is new, before it acts: to begin with the weights of another."""
 
@@ -103,13 +105,19 @@ class Outcome:
 
 
 OnProgress = Callable[[Progress], None]
+Evaluate = Callable[[int], object]
+"""Plays without noise and notes it; is given the env steps trained so far."""
 
 
 class Course:
     """The training of one session."""
 
-    def __init__(self, settings: SessionSettings, stands: Sequence[Stand], records: SessionRecords) -> None:
+    def __init__(
+        self, settings: SessionSettings, stands: Sequence[Stand], records: SessionRecords, evaluate: Evaluate
+    ) -> None:
         self.settings = settings
+        self._evaluate = evaluate
+        self._evaluated_at = 0  # env steps, of the environment that has had the fewest
         self.stands = tuple(stands)
         self.records = records
         self._learners = [learner for stand in stands for learner in stand.learners]
@@ -170,6 +178,11 @@ class Course:
             full = all(len(last) == settings.window for last in self._last.values())
             if settings.target is not None and full and min(means) >= settings.target:
                 return "solved"
+            every, now = settings.evaluation_every if settings.evaluation_episodes else 0, self._env_steps
+            if every and now // every > self._evaluated_at // every and now < settings.max_env_steps:
+                with self.records.apart():
+                    self._evaluate(now)
+                self._evaluated_at = now
             if boundary:
                 self._boundaries += 1
                 self._saved_at = self._clock
@@ -213,6 +226,7 @@ class Course:
             "records": self.records.position(self._env_steps),
             "boundaries": self._boundaries,
             "saved_at": self._saved_at,
+            "evaluated_at": self._evaluated_at,
             "ended": None if ended is None else dict(ended),
             "last": {body: list(last) for body, last in self._last.items()},
             "learners": [learner.state_dict() for learner in self._learners],
@@ -265,6 +279,7 @@ class Course:
         for body, returns in resume["last"].items():
             self._last[body].extend(returns)
         self._boundaries, self._saved_at = resume["boundaries"], resume["saved_at"]
+        self._evaluated_at = resume["evaluated_at"]
         self._resumable = not self.records.boundary.exists()
         ended: Mapping[str, Any] | None = resume["ended"]
         return ended

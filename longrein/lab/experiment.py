@@ -56,6 +56,7 @@ def session_settings(spec: Spec, seed: int) -> SessionSettings:
         window=meta.window,
         checkpoint_every=meta.checkpoint_every,
         evaluation_episodes=meta.eval.episodes,
+        evaluation_every=meta.eval.every,
     )
 
 

@@ -26,7 +26,8 @@ import os
 import platform
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,7 +45,7 @@ if TYPE_CHECKING:  # it brings torch, which readers of a run need not wait for
     from longrein.lab.actor import Episode
 
 EPISODE_COLUMNS = ("env_steps", "seconds", "env", "length", "return", "truncated")
-EVALUATION_COLUMNS = ("seed", "length", "return")
+EVALUATION_COLUMNS = ("env_steps", "seed", "length", "return")
 PACKAGES = ("gymnasium", "numpy", "torch")
 
 
@@ -259,23 +260,26 @@ class SessionRecords:
                 raise RunError(
                     f"{self.folder}: cannot be made: {error}", hint="a session needs a folder of its own"
                 ) from error
-            rows, spent, purge = {"episodes": 0, "metrics": 0}, 0.0, None
+            rows, spent, purge = {"episodes": 0, "metrics": 0, "evaluation": 0}, 0.0, None
         else:
             rows, spent, purge = dict(resume["rows"]), float(resume["seconds"]), int(resume["env_steps"]) + 1
-            for name in ("result.json", "failure.txt", "evaluation.csv"):
+            for name in ("result.json", "failure.txt"):
                 (self.folder / name).unlink(missing_ok=True)
             cut_table(self.folder / "episodes.csv", rows["episodes"])
+            if rows["evaluation"]:
+                cut_table(self.folder / "evaluation.csv", rows["evaluation"])
+            else:
+                (self.folder / "evaluation.csv").unlink(missing_ok=True)
             if rows["metrics"]:
                 measured = cut_table(self.folder / "metrics.csv", rows["metrics"])
                 self._metric_table = Table(self.folder / "metrics.csv", measured, rows["metrics"])
             else:
                 (self.folder / "metrics.csv").unlink(missing_ok=True)
+        self._evaluated = rows["evaluation"]  # rows of evaluation.csv
         self.episode_count = rows["episodes"]  # the episodes themselves are in the file, so that memory does not grow
         self._started = time.monotonic() - spent
         self._episode_table = Table(self.folder / "episodes.csv", columns, rows["episodes"])
-        self._events = SummaryWriter(
-            str(self.folder / "tensorboard"), max_queue=1000, flush_secs=10, purge_step=purge
-        )
+        self._events = SummaryWriter(str(self.folder / "tensorboard"), max_queue=1000, flush_secs=10, purge_step=purge)
 
         about = read_about(run)
         asked = (about.spec.get("meta") or {}).get("sinks", ())
@@ -299,13 +303,21 @@ class SessionRecords:
         for table in (self._episode_table, metrics):
             if table is not None:
                 table.sync()
-        rows = {"episodes": self._episode_table.rows, "metrics": 0 if metrics is None else metrics.rows}
+        rows = {"episodes": self._episode_table.rows, "metrics": 0 if metrics is None else metrics.rows,
+                "evaluation": self._evaluated}  # fmt: skip
         return {"rows": rows, "seconds": self.seconds, "env_steps": env_steps}
 
     @property
     def seconds(self) -> float:
         """Since the session's records were opened, without the time that lay between a stop and its resumption."""
         return time.monotonic() - self._started
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Leave what is done meanwhile out of `seconds`."""
+        before = time.monotonic()
+        yield
+        self._started += time.monotonic() - before
 
     @property
     def checkpoint(self) -> Path:
@@ -358,9 +370,12 @@ class SessionRecords:
 
     def add_evaluation(self, env_steps: int, rows: Sequence[tuple[int, int, float]], body: str = "") -> None:
         """Note evaluation episodes: (seed, length, return) each. body: who played, in a session with several."""
-        table = Table(self.folder / "evaluation.csv", EVALUATION_COLUMNS + (("body",) if self._bodies else ()))
-        table.append((*row, body) if self._bodies else row for row in rows)
+        columns = EVALUATION_COLUMNS + (("body",) if self._bodies else ())
+        table = Table(self.folder / "evaluation.csv", columns, self._evaluated)
+        table.append((env_steps, *row, body) if self._bodies else (env_steps, *row) for row in rows)
+        table.sync()
         table.close()
+        self._evaluated = table.rows
         mean = sum(row[2] for row in rows) / len(rows)
         self._event(f"evaluation/return/{body}" if body else "evaluation/return", mean, env_steps)
 

@@ -32,6 +32,10 @@ __all__ = ["BodyResult", "Progress", "SessionResult", "SessionSettings", "evalua
            "result_of", "run_session", "seed_of", "stop_on_signal"]  # fmt: skip
 
 
+Scores = dict[str, list[tuple[int, int, float]]]
+"""Of each body (seed, length, return) of its evaluation episodes."""
+
+
 @dataclass(frozen=True)
 class BodyResult:
     """What came of one body."""
@@ -109,12 +113,16 @@ def run_session(
     ):
         try:
             with staged(space, agents, worlds, partial(seed_of, settings.seed), records) as stands:
-                outcome = Course(settings, stands, records).run(stop, on_progress, saved)
-            scores: dict[str, list[tuple[int, int, float]]] = {}
-            if outcome.status != "interrupted" and settings.evaluation_episodes > 0:
-                scores = _evaluations(settings, stands, worlds)
-                for body, rows in scores.items():
-                    records.add_evaluation(outcome.env_steps, rows, body)
+
+                def judge(env_steps: int) -> Scores:
+                    scores = _evaluations(settings, stands, worlds)
+                    for body, rows in scores.items():
+                        records.add_evaluation(env_steps, rows, body)
+                    return scores
+
+                outcome = Course(settings, stands, records, judge).run(stop, on_progress, saved)
+            judged = outcome.status != "interrupted" and settings.evaluation_episodes > 0
+            scores = judge(outcome.env_steps) if judged else {}
             seconds = outcome.seconds
             plots.draw_session(
                 records.folder, title=settings.title, target=settings.target, window=settings.window, seconds=seconds
@@ -205,11 +213,9 @@ def stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _evaluations(
-    settings: SessionSettings, stands: Sequence[Stand], worlds: Sequence[tuple[OpenWorld, int]]
-) -> dict[str, list[tuple[int, int, float]]]:
+def _evaluations(settings: SessionSettings, stands: Sequence[Stand], worlds: Sequence[tuple[OpenWorld, int]]) -> Scores:
     """The evaluation episodes of every body; of bodies in copies of one environment, of the first."""
-    found: dict[str, list[tuple[int, int, float]]] = {}
+    found: Scores = {}
     seeds = evaluation_seeds(settings.seed, settings.evaluation_episodes)
     for stand in stands:
         open_world, copies = worlds[stand.env]

@@ -97,6 +97,7 @@ def settings(name: str, **changes: Any) -> SessionSettings:
     slow = name in CONTINUOUS or name == "reinforce"
     asked: dict[str, Any] = {"seed": 3, "num_envs": 3, "max_env_steps": 240 if slow else 900,
                              "checkpoint_every": 90 if slow else 300, "evaluation_episodes": 2,
+                             "evaluation_every": 70 if slow else 250,
                              "window": 5}  # fmt: skip
     return SessionSettings("a walk", name, config, **asked | changes)
 
@@ -246,13 +247,14 @@ def test_a_session_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
 
 
 def test_only_the_evaluation_is_left_when_training_had_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run_session(settings("dqn"), tmp_path / "whole", copies(Walk))
+    asked = settings("dqn", evaluation_every=0)
+    whole = run_session(asked, tmp_path / "whole", copies(Walk))
     with monkeypatch.context() as patch:
         patch.setattr("longrein.lab.session.evaluate", lambda *_: die_at(0)(Progress(0, 0.0, 0, 0.0, 0)))
         with pytest.raises(Killed):
-            run_session(settings("dqn"), tmp_path / "parts", copies(Walk))
+            run_session(asked, tmp_path / "parts", copies(Walk))
     seen: list[Progress] = []
-    parts = run_session(settings("dqn"), tmp_path / "parts", copies(Walk), seen.append, resume=True)
+    parts = run_session(asked, tmp_path / "parts", copies(Walk), seen.append, resume=True)
     assert seen == []
     assert parts.evaluation == whole.evaluation
     assert_same_folder(whole.folder, parts.folder)

@@ -42,6 +42,18 @@ def settings(**changes: Any) -> SessionSettings:
     return SessionSettings("CartPole-v1 here", "ppo", config, **short | changes)
 
 
+def test_evaluations_on_the_way_change_nothing_but_their_file(tmp_path: Path) -> None:
+    often = run_session(settings(evaluation_every=300), tmp_path / "often", cartpoles)
+    once = run_session(settings(), tmp_path / "once", cartpoles)
+    rows = records.read_table(often.folder / "evaluation.csv")
+    # At the first update behind each 300 env steps, and at the end.
+    assert sorted(set(rows["env_steps"])) == [384.0, 640.0, 1024.0]
+    assert len(rows["return"]) == 9
+    assert once.evaluation == often.evaluation
+    saved = [checkpoint.load(run.folder / "checkpoint.pt")["state"]["policy"] for run in (often, once)]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
 def test_a_session_leaves_all_its_files(tmp_path: Path) -> None:
     seen: list[Progress] = []
     result = run_session(settings(seed=3), tmp_path, cartpoles, seen.append)
