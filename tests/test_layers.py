@@ -18,6 +18,17 @@ MAY: dict[str, tuple[str, ...]] = {
     "longrein.learn": ("longrein.learn",),
     "longrein.lab": ("longrein.learn", "longrein.lab"),
     "longrein.lab.actor": ("longrein.learn", "longrein.lab", "longrein.link", "longrein"),
+    # A file of a policy says its spaces as the link does; a policy that is served is where both meet once more.
+    "longrein.lab.export": ("longrein.learn", "longrein.lab", "longrein.link.spaces"),
+    "longrein.lab.saved_policy": (
+        "longrein.learn",
+        "longrein.lab",
+        "longrein.link.spaces",
+        "longrein.link.observations",
+    ),
+    "longrein.lab.onnx_graph": ("longrein.learn", "longrein.lab", "longrein.link.spaces"),
+    "longrein.lab.acting": ("longrein.learn", "longrein.lab", "longrein.link.server"),
+    "longrein.front": ("longrein.lab", "longrein.learn", "longrein.link.env"),
     "longrein.cli": ("longrein.link", "longrein.lab"),
     "longrein": ("longrein.link",),
     "longrein.link.messages": (),
@@ -41,6 +52,21 @@ MAY: dict[str, tuple[str, ...]] = {
         "longrein.link.messages",
         "longrein.link.adapters",
     ),
+    "longrein.link.observations": ("longrein.link.spaces",),
+    "longrein.link.policy_host": (
+        "longrein.link.host",
+        "longrein.link.codec",
+        "longrein.link.spaces",
+        "longrein.link.observations",
+        "longrein.link.messages",
+        "longrein.link.adapters",
+    ),
+    "longrein.link.policy": (
+        "longrein.link.client",
+        "longrein.link.messages",
+        "longrein.link.spaces",
+        "longrein.link.observations",
+    ),
     "longrein.link.workers": ("longrein.link.host", "longrein.link.codec", "longrein.link.messages"),
     "longrein.link.server": tuple(
         f"longrein.link.{name}"
@@ -51,6 +77,7 @@ MAY: dict[str, tuple[str, ...]] = {
             "host",
             "messages",
             "metrics",
+            "policy_host",
             "protocol",
             "served",
             "transports",
