@@ -214,9 +214,7 @@ def import_specs(
 def run(
     spec_file: Annotated[Path | None, typer.Argument(help="A file of specs; without one the demo runs.")] = None,
     name: Annotated[str | None, typer.Argument(help="Which spec, where the file has several.")] = None,
-    mode: Annotated[
-        str, typer.Argument(help="train; dev, one short session; search; enjoy; benchmark.")
-    ] = "train",
+    mode: Annotated[str, typer.Argument(help="train; dev, one short session; search; enjoy; benchmark.")] = "train",
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value in place of the spec's.")] = None,
     processes: Annotated[int | None, typer.Option(help="Sessions at once; as many as there are processors.")] = None,
     at: Annotated[str, typer.Option(help="Over what to train: websocket, http or nats.")] = "websocket",

@@ -268,9 +268,7 @@ class Continuous(_Policy):
         advantage: Tensor = self.advantage(inputs).squeeze(-1)
         return value + advantage[: len(actions)] - advantage[len(actions) :].mean(0)
 
-    def model(
-        self, observation: Tensor, action: Tensor, generator: torch.Generator
-    ) -> tuple[DiagonalGaussian, Tensor]:
+    def model(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> tuple[DiagonalGaussian, Tensor]:
         """Encoded observations [N, ...], actions [N, d] -> pi(.|s) of N rows, and Q~(s, a) [N], both with gradients.
 
         generator: of the actions that the critic averages over.
