@@ -97,7 +97,9 @@ def main(
                 " ".join(f"{run['return']:.0f}" for run in runs if run["return"] is not None),
             )  # fmt: skip
     Console(width=140).print(table)
-    RESULTS.write_text(json.dumps({"made": time.strftime("%Y-%m-%d %H:%M"), "runs": found}, indent=1) + "\n")
+    earlier = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
+    made = {"made": time.strftime("%Y-%m-%d %H:%M"), "runs": earlier | found}
+    RESULTS.write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

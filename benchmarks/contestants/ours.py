@@ -39,7 +39,8 @@ def main(case: dict[str, Any]) -> None:
     if case["algorithm"] == "dqn":
         settings["double"] = False
     if case["algorithm"] == "a2c":
-        settings |= {"advantage": "gae", "entropy_weight": 0.0}
+        rmsprop = {"optimizer": "rmsprop", "optimizer_settings": {"alpha": 0.99, "eps": 1e-5}}  # Stable-Baselines3's
+        settings |= {"advantage": "gae", "entropy_weight": 0.0} | rmsprop
     config = algorithms.config_from(config_class, settings)
     algorithm = build(config, envs.single_observation_space, envs.single_action_space, 0)
     actor = Actor(envs, algorithm.policy, seed=1, generator=torch.Generator().manual_seed(2))
