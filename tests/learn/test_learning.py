@@ -10,7 +10,7 @@ from learn.training import train
 from longrein.lab import spec as specs
 from longrein.lab.spec import plain_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 SEED = 1000
