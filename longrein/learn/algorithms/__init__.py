@@ -137,6 +137,11 @@ def abilities(name: str) -> Abilities:
     return Abilities(getattr(module, "TOLERATES_LAG", False), getattr(module, "SHARES_WEIGHTS", False))
 
 
+def module_name(name: str) -> str:
+    """Where an algorithm's module is. Raises SpecError for a name that nobody registered."""
+    return TABLE[name] if name in TABLE else str(_module(name).__name__)
+
+
 def _module(name: str) -> Any:
     if name in TABLE:
         return import_module(TABLE[name])
