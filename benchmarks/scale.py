@@ -6,6 +6,10 @@ channel: experience from one process to another, rollouts of 20 steps of 8 envir
 (observations and successors). The producer writes every byte of each, and the consumer copies every byte out, as a
 learner with several actors does. Beside it, in turns: the same arrays pickled through a pipe, and the two copies alone,
 one after the other in one process. Medians of GB/s over rounds.
+
+actors: env steps a second of sessions that train IMPALA in 8 environments whose step takes 1 ms, in turns: in one
+process, and with 2 actors; 1 ms of a processor (busy: it needs two that are idle), and 1 ms of waiting (asleep).
+Measured from one row of metrics to the last, so that starting is not in it.
 """
 
 from __future__ import annotations
@@ -14,13 +18,24 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from longrein.lab.channel import Arrays, Field, Form, Inlet, Outlet, Ring, size_of
+from longrein.lab.course import SessionSettings
+from longrein.lab.records import read_table
+from longrein.lab.session import run_session
+from longrein.lab.topology import Topology
+from longrein.learn import algorithms
 
 STEPS, ENVS = 20, 8
 FRAMES: Form = (
@@ -111,6 +126,64 @@ def copies(count: int) -> float:
     return size_of(FRAMES) * count / (time.perf_counter() - begun) / 1e9
 
 
+class Busy(gymnasium.Env[Any, Any]):
+    """A step takes 1 ms of a processor."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+    action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        """Always the same."""
+        super().reset(seed=seed)
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        """Processor time, not time on the clock: another process must not take part of it."""
+        until = time.thread_time() + 0.001
+        while time.thread_time() < until:
+            pass
+        return np.zeros(4, np.float32), 0.0, False, False, {}
+
+
+class Asleep(Busy):
+    """A step takes 1 ms of waiting."""
+
+    def step(self, action: Any) -> Any:
+        """As an environment that is elsewhere."""
+        time.sleep(0.001)
+        return np.zeros(4, np.float32), 0.0, False, False, {}
+
+
+def vector(kind: type[Busy], count: int) -> Any:
+    """So many, one after the other."""
+    return SyncVectorEnv([kind] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def session_rate(kind: type[Busy], topology: Topology | None, env_steps: int) -> float:
+    """Env steps a second of one session."""
+    config_class, _ = algorithms.load("impala")
+    asked = SessionSettings("", "impala", config_class(), num_envs=8, max_env_steps=env_steps, evaluation_episodes=0,
+                            checkpoint_every=10**9, topology=topology)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        rows = read_table(run_session(asked, Path(folder), partial(vector, kind)).folder / "metrics.csv")
+    steps, seconds = rows["env_steps"], rows["seconds"]
+    return (steps[-1] - steps[1]) / (seconds[-1] - seconds[1])
+
+
+def case_actors(rounds: int) -> dict[str, float]:
+    """Case (c) of the issue."""
+    ways = {
+        f"{name}, {how}": (kind, topology)
+        for how, kind in (("busy", Busy), ("asleep", Asleep))
+        for name, topology in (("serial", None), ("two actors", Topology(actors=2)))
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (kind, topology) in ways.items():
+            rates[name].append(session_rate(kind, topology, 3_000))
+    return {name: statistics.median(found) for name, found in rates.items()}
+
+
 def case_channel(rounds: int) -> dict[str, float]:
     """Case (d) of the issue."""
     ways: dict[str, Callable[[], float]] = {
@@ -123,7 +196,8 @@ def case_channel(rounds: int) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in rates.items()}
 
 
-CASES = {"channel": case_channel}
+CASES = {"channel": case_channel, "actors": case_actors}
+UNITS = {"channel": "GB/s", "actors": "env steps/s"}
 
 
 def main() -> None:
@@ -137,7 +211,7 @@ def main() -> None:
     for name, figures in found.items():
         print(name)
         for way, figure in figures.items():
-            print(f"  {way:<16} {figure:8.2f} GB/s")
+            print(f"  {way:<18} {figure:8.2f} {UNITS[name]}")
     if asked.json:
         with open(asked.json, "w") as file:
             json.dump(found, file, indent=2)
