@@ -23,9 +23,12 @@ import numpy as np
 
 from longrein.errors import CheckpointError, LinkError
 from longrein.lab import checkpoint
+from longrein.lab.actor import Actor
 from longrein.lab.aeb import Body
+from longrein.lab.crew import Crew, Crewed
 from longrein.lab.records import SessionRecords
 from longrein.lab.stage import Stand
+from longrein.lab.topology import Topology
 from longrein.learn.algorithms import Algorithm
 
 Status = Literal["solved", "budget spent", "interrupted", "failed"]
@@ -65,6 +68,8 @@ class SessionSettings:
     """Episodes played without noise when training has ended, each on a seed that training never saw."""
     evaluation_every: int = 0
     """Env steps in each environment between evaluations while it trains; 0 evaluates when training has ended only."""
+    topology: Topology | None = None
+    """The processes that take part beside the session's own; None: it steps and learns in turn."""
     prepare: Callable[[Algorithm], None] | None = None
     """Called with the algorithm when it is new, before it acts: to begin with the weights of another."""
 
@@ -113,7 +118,11 @@ class Course:
     """The training of one session."""
 
     def __init__(
-        self, settings: SessionSettings, stands: Sequence[Stand], records: SessionRecords, evaluate: Evaluate
+        self,
+        settings: SessionSettings,
+        stands: Sequence[Stand | Crewed],
+        records: SessionRecords,
+        evaluate: Evaluate,
     ) -> None:
         self.settings = settings
         self._evaluate = evaluate
@@ -158,13 +167,8 @@ class Course:
             ahead = sum(stand.chunk * stand.arena.copies for stand in playing)
             boundary = self._clock + ahead - self._saved_at >= settings.checkpoint_every
             for stand in playing:
-                arena, learners = stand.arena, stand.learners
-                cut = self._seed(stand, self._boundaries + 1) if boundary and not arena.saves else None
-                for transitions in arena.collect(stand.chunk, cut):
-                    for learner, transition in zip(learners, transitions, strict=True):
-                        learner.take(transition, arena.env_steps)
-                    if stop.is_set():
-                        break
+                cut = self._seed(stand, self._boundaries + 1) if boundary and not stand.arena.saves else None
+                stand.advance(cut, stop.is_set)
                 self._note_episodes(stand)
                 if stop.is_set():
                     break
@@ -189,7 +193,7 @@ class Course:
                 self._save(None)
         return "budget spent"
 
-    def _note_episodes(self, stand: Stand) -> None:
+    def _note_episodes(self, stand: Stand | Crewed) -> None:
         episodes = [episode for actor in stand.arena.actors for episode in actor.finished()]
         self.records.add_episodes(episodes)
         for episode in episodes:
@@ -212,7 +216,7 @@ class Course:
         each = dict(sorted(zip(self._last, means, strict=True)))
         return Outcome(status, self._env_steps, seconds, float(np.mean(means)), restarts, each)
 
-    def _seed(self, stand: Stand, boundary: int = 0) -> int:
+    def _seed(self, stand: Stand | Crewed, boundary: int = 0) -> int:
         """Of the environments' first reset, and of that at each boundary; that of no copy is one of evaluation's."""
         path = [part for part in (stand.name, f"boundary {boundary}" if boundary else "") if part]
         return seed_of(self.settings.seed, "environments", *path) // 2
@@ -268,7 +272,8 @@ class Course:
         for learner, one, state in zip(self._learners, published, resume["learners"], strict=True):
             learner.load(one, state)
         for stand, actors, environments in zip(self.stands, resume["actors"], resume["environments"], strict=True):
-            for actor, state in zip(stand.arena.actors, actors, strict=True):
+            players: Sequence[Actor | Crew] = stand.arena.actors
+            for actor, state in zip(players, actors, strict=True):
                 actor.load_state_dict(state)
             if stand.arena.env_steps >= self.settings.max_env_steps:
                 continue  # it was not cut: it is over
@@ -307,4 +312,4 @@ def _deciding(settings: SessionSettings) -> dict[str, Any]:
     return {
         "seed": settings.seed, "num_envs": copies, "checkpoint_every": settings.checkpoint_every,
         "window": settings.window, "bodies": [list(body) for body in settings.bodies],
-    }  # fmt: skip
+    } | ({} if settings.topology is None else {"topology": vars(settings.topology)})  # fmt: skip

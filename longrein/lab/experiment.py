@@ -57,6 +57,7 @@ def session_settings(spec: Spec, seed: int) -> SessionSettings:
         checkpoint_every=meta.checkpoint_every,
         evaluation_episodes=meta.eval.episodes,
         evaluation_every=meta.eval.every,
+        topology=None if isinstance(meta.topology, str) else meta.topology,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from longrein.lab.records import SessionRecords
 from longrein.learn.algorithms import Algorithm
-from longrein.learn.batch import Transition
+from longrein.learn.batch import Batch, Transition
 from longrein.learn.rollout import Rollout
 from longrein.learn.sharing import Shared
 
@@ -63,12 +64,13 @@ class Learner:
     def take(self, transition: Transition, env_steps: int) -> bool:
         """Take in one vector step; True when it made an update. env_steps: of the session so far, for the records."""
         self._rollout.add(transition)
-        if not self._rollout.full:
-            return False
-        batch = self._rollout.take()
+        return self._rollout.full and self.learn(self._rollout.take(), env_steps)
+
+    def learn(self, batch: Batch, env_steps: int, beside: Mapping[str, float] | None = None) -> bool:
+        """Learn from a whole rollout; True when it made an update. beside: what else is to be recorded of it."""
         if not batch.valid.any():
             return False  # every environment was lost at once, for a whole rollout
-        self._measured.append(self.algorithm.update(batch))
+        self._measured.append(self.algorithm.update(batch) | dict(beside or {}))
         self.version += 1
         if self._shared is not None:
             self._shared.spread(self.algorithm)

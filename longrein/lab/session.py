@@ -16,15 +16,18 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from longrein.errors import CheckpointError, Error, RunError
-from longrein.lab import checkpoint, course, plots
+from longrein.lab import checkpoint, course, plots, topology
 from longrein.lab.actor import Seats
+from longrein.lab.actor_process import Hello, Role
 from longrein.lab.aeb import Space
 from longrein.lab.arena import Together
 from longrein.lab.course import HALF, Course, Progress, SessionSettings, Status, seed_of
+from longrein.lab.crew import Crewed, crewed
 from longrein.lab.evaluation import evaluate, evaluate_games
 from longrein.lab.games import Games, Table
+from longrein.lab.learner import Learner
 from longrein.lab.records import SessionRecords, read_result
-from longrein.lab.stage import OpenWorld, Stand, staged
+from longrein.lab.stage import OpenWorld, Stand, alone, staged
 from longrein.learn import algorithms
 from longrein.learn.algorithms import Algorithm
 
@@ -112,7 +115,7 @@ def run_session(
         stop_on_signal() as stop,
     ):
         try:
-            with staged(space, agents, worlds, partial(seed_of, settings.seed), records) as stands:
+            with _stands(settings, space, agents, worlds, records) as stands:
 
                 def judge(env_steps: int) -> Scores:
                     scores = _evaluations(settings, stands, worlds)
@@ -213,7 +216,34 @@ def stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _evaluations(settings: SessionSettings, stands: Sequence[Stand], worlds: Sequence[tuple[OpenWorld, int]]) -> Scores:
+@contextmanager
+def _stands(
+    settings: SessionSettings,
+    space: Space,
+    agents: Sequence[tuple[str, Any]],
+    worlds: Sequence[tuple[OpenWorld, int]],
+    records: SessionRecords,
+) -> Iterator[Sequence[Stand | Crewed]]:
+    """Who acts and who learns: in this process, or with actors in others."""
+    seeds = partial(seed_of, settings.seed)
+    if settings.topology is None:
+        with staged(space, agents, worlds, seeds, records) as stands:
+            yield stands
+        return
+    (open_world, copies), (name, config) = worlds[0], agents[0]
+    topology.check(settings.topology, name, copies, len(space.bodies))
+
+    def learner_of(hello: Hello) -> Learner:
+        return alone(name, config, hello.observation_space, hello.action_space, seeds, records)
+
+    role = Role(open_world, copies // settings.topology.actors, name, config)
+    with crewed(role, settings.topology, seeds, learner_of) as crew:
+        yield crew
+
+
+def _evaluations(
+    settings: SessionSettings, stands: Sequence[Stand | Crewed], worlds: Sequence[tuple[OpenWorld, int]]
+) -> Scores:
     """The evaluation episodes of every body; of bodies in copies of one environment, of the first."""
     found: Scores = {}
     seeds = evaluation_seeds(settings.seed, settings.evaluation_episodes)

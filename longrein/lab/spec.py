@@ -20,7 +20,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from longrein.errors import SpecError
+from longrein.lab import topology
 from longrein.lab.search_space import space_of
+from longrein.lab.topology import Topology
 from longrein.learn import algorithms
 from longrein.learn.schedules import SHAPES, Exponential, Linear, Periodic, Shape, plain_shape, shape_from
 
@@ -92,8 +94,8 @@ class MetaSpec:
     """Env steps between checkpoints."""
     eval: EvalSpec = EvalSpec()
     """Evaluation."""
-    topology: Any = "serial"
-    """Which processes take part."""
+    topology: Literal["serial"] | Topology = "serial"
+    """Which processes take part: one for all (serial), or `actors` or `hogwild` workers beside each other."""
     sinks: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Where metrics go beside the run folder."""
 
@@ -287,6 +289,7 @@ def resolve(source: Source) -> Spec:
     for name in ("env_steps", "max_session", "max_trial", "window", "checkpoint_every"):
         if getattr(meta, name) < 1:
             raise source.error(f"meta.{name}", f"must be at least 1, got {getattr(meta, name)}")
+    _topology(source, meta, agents, envs, body)
     search = values.get("search") or {}
     if not isinstance(search, Mapping):
         raise source.error("search", f"is {_kind(search)}, not a mapping", hint="agent.algorithm.lr: {loguniform: ...}")
@@ -296,6 +299,17 @@ def resolve(source: Source) -> Spec:
     without = replace(source, values={name: part for name, part in values.items() if name != "search"})
     space_of(search, spec.plain, source.error, lambda changes: resolve(overridden(without, changes)))
     return replace(spec, search=dict(search))
+
+
+def _topology(
+    source: Source, meta: MetaSpec, agents: tuple[AgentSpec, ...], envs: tuple[EnvSpec, ...], body: BodySpec
+) -> None:
+    if isinstance(meta.topology, Topology):
+        bodies = max(len(agents), len(envs), body.num if isinstance(body.num, int) else 2)
+        try:
+            topology.check(meta.topology, agents[0].algorithm, envs[0].num_envs, bodies)
+        except SpecError as error:
+            raise source.error(error.key, error.problem, hint=error.hint) from None
 
 
 def _each(source: Source, section: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -455,6 +469,10 @@ def _kind(value: Any) -> str:
 
 
 def _name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    if is_dataclass(hint) and hint not in SHAPES.values():
+        return "a mapping"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null",
              Linear: "{linear: [start, end, env_steps]}", Exponential: "{exponential: [start, end, half_life]}",
              Periodic: "{periodic: [start, end, half_life, period]}"}  # fmt: skip

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import torch
 from gymnasium.vector import VectorEnv
 
@@ -48,6 +49,14 @@ class Stand:
     def chunk(self) -> int:
         """Vector steps between two looks at anything but learning: the longest rollout."""
         return max(learner.algorithm.rollout_steps for learner in self.learners)
+
+    def advance(self, cut: int | None, stopped: Callable[[], bool]) -> None:
+        """Play a chunk, or less of it where it is stopped, and learn. cut: the seed of one after its last step."""
+        for transitions in self.arena.collect(self.chunk, cut):
+            for learner, transition in zip(self.learners, transitions, strict=True):
+                learner.take(transition, self.arena.env_steps)
+            if stopped():
+                return
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,22 @@ def staged(
             name = "" if len(groups) == 1 else group[0].name
             stands.append(Stand(name, group[0].env, _arena(world, group, actors), learners))
         yield stands
+
+
+def alone(
+    name: str,
+    config: Any,
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
+    seed_of: SeedOf,
+    records: SessionRecords,
+) -> Learner:
+    """The learner of a session's only agent, which acts elsewhere: the one that `staged` would make here."""
+    _, build = algorithms.load(name)
+    algorithm = build(config, observation_space, action_space, seed_of("learner"))
+    said = described(observation_space), described(action_space)
+    identity = Identity(name, as_plain(config), str(observation_space), str(action_space), spaces=said)
+    return Learner(algorithm, identity, records)
 
 
 def _groups(

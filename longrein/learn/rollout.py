@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Rollout:
         row = {name: getattr(transition, name) for name in FIELDS}
         row |= {f"extras.{name}": value for name, value in transition.extras.items()}
         if not self._columns:
-            self._columns = {name: np.empty((self.length, *a.shape), _kept(a.dtype)) for name, a in row.items()}
+            self.use({name: np.empty((self.length, *a.shape), _kept(a.dtype)) for name, a in row.items()})
         if row.keys() != self._columns.keys():
             raise ValueError(f"extras: expected {sorted(self._columns)}, got {sorted(row)}")
         for name, array in row.items():
@@ -59,10 +60,19 @@ class Rollout:
         """
         if not self.full:
             raise ValueError(f"the rollout holds {self._filled} of {self.length} steps; add the others first")
-        tensors = {name: torch.from_numpy(column) for name, column in self._columns.items()}
-        extras = {name.removeprefix("extras."): t for name, t in tensors.items() if name.startswith("extras.")}
         self._filled = 0
-        return Batch(**{name: tensors[name] for name in FIELDS}, extras=extras)
+        return batch_of(self._columns)
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[np.generic]]:
+        """The memory, [T, B, ...] each; nothing before the first `add`."""
+        return self._columns
+
+    def use(self, columns: Mapping[str, NDArray[np.generic]]) -> None:
+        """Fill this memory from now on, which looks like `columns`; the store must be empty."""
+        if self._filled:
+            raise ValueError(f"the rollout holds {self._filled} steps; take the batch first")
+        self._columns = dict(columns)
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that wait for the batch to be full."""
@@ -76,6 +86,13 @@ class Rollout:
             rows = waiting.numpy()
             self._columns[name] = np.empty((self.length, *rows.shape[1:]), rows.dtype)
             self._columns[name][: self._filled] = rows
+
+
+def batch_of(columns: Mapping[str, NDArray[np.generic]]) -> Batch:
+    """Columns [T, B, ...] as a Rollout names them -> the batch, a view of them."""
+    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+    extras = {name.removeprefix("extras."): t for name, t in tensors.items() if name.startswith("extras.")}
+    return Batch(**{name: tensors[name] for name in FIELDS}, extras=extras)
 
 
 def _kept(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:

@@ -10,6 +10,7 @@ import pytest
 
 from longrein.errors import SpecError
 from longrein.lab import spec as specs
+from longrein.lab.topology import Topology
 from longrein.learn.schedules import Linear
 
 RIGHT = """\
@@ -201,3 +202,54 @@ def test_every_spec_that_ships_is_right(path: Path) -> None:
     for name in specs.read(path):
         spec = specs.load(path, name)
         assert spec.fingerprint
+
+
+def with_topology(file: Path, topology: Any, **others: Any) -> Any:
+    return specs.load(file, None, {"meta.topology": topology, **others}).meta.topology
+
+
+def test_a_topology_is_serial_unless_it_says_otherwise(file: Path) -> None:
+    assert specs.load(file).meta.topology == "serial"
+    found = with_topology(file, {"actors": 2, "ahead": 0})
+    assert found == Topology(actors=2, ahead=0)
+    assert found.engine == "processes"
+
+
+def test_a_topology_reads_back_as_it_is_shown(file: Path) -> None:
+    spec = specs.load(file, None, {"meta.topology": {"actors": 2}})
+    assert specs.from_plain("first", spec.plain) == spec
+    assert spec.fingerprint != specs.load(file).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("topology", "key", "problem"),
+    [
+        ("parallel", "meta.topology", "one of serial, a mapping"),
+        ({}, "meta.topology", "asks for no process"),
+        ({"actor": 2}, "meta.topology.actor", "did you mean 'actors'"),
+        ({"actors": "two"}, "meta.topology.actors", "a whole number"),
+        ({"actors": -1}, "meta.topology.actors", "negative"),
+        ({"actors": 2, "hogwild": 2}, "meta.topology.hogwild", "either"),
+        ({"actors": 3}, "meta.topology.actors", "env.num_envs: 6"),
+        ({"actors": 2, "engine": "mpi"}, "meta.topology.engine", "ray"),
+        ({"actors": 2, "max_lag": -1}, "meta.topology.max_lag", "negative"),
+        ({"hogwild": 2}, "meta.topology.hogwild", "ppo has no rule for workers"),
+        ({"hogwild": 2, "inference": "central"}, "meta.topology.inference", "goes with actors"),
+    ],
+)
+def test_what_a_topology_cannot_be(file: Path, topology: Any, key: str, problem: str) -> None:
+    with pytest.raises(SpecError, match=problem) as raised:
+        with_topology(file, topology)
+    assert raised.value.key == key
+
+
+def test_an_algorithm_that_learns_on_policy_only_takes_turns(file: Path) -> None:
+    plain = {"agent.algorithm": {"name": "a2c"}}
+    with pytest.raises(SpecError, match="a2c learns only from what its newest weights acted"):
+        with_topology(file, {"actors": 2}, **plain)
+    assert with_topology(file, {"actors": 2, "ahead": 0}, **plain).ahead == 0
+
+
+def test_several_bodies_are_one_process_s_business(file: Path) -> None:
+    with pytest.raises(SpecError, match="there are 2 bodies"):
+        with_topology(file, {"actors": 2}, **{"body.num": 2})

@@ -2,13 +2,15 @@
 
 A module of the table holds `Config`, a frozen dataclass with one documented default a field, and
 `build(config, observation_space, action_space, seed) -> Algorithm`, where the spaces are those of one environment.
+It may also say `TOLERATES_LAG = True`, where a batch may have been acted out by older weights, and
+`SHARES_WEIGHTS = True`, where `worker()` of its Algorithm gives another one over the same weights.
 Other packages add algorithms by entry points of the group `longrein.algorithms`: a name, and such a module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -113,18 +115,42 @@ class Algorithm(Protocol):
 Build = Callable[[Any, "gymnasium.Space[Any]", "gymnasium.Space[Any]", int], Algorithm]
 
 
+@dataclass(frozen=True)
+class Abilities:
+    """What an algorithm can do when it runs in several processes."""
+
+    tolerates_lag: bool
+    """Whether it may learn from what older weights acted out."""
+    shares_weights: bool
+    """Whether several workers of it can write to the same weights."""
+
+
 def load(name: str) -> tuple[type[Any], Build]:
     """An algorithm's Config and its `build`, by name. Raises SpecError for a name that nobody registered."""
-    if name in TABLE:
-        module: Any = import_module(TABLE[name])
-    else:
-        found = entry_points(group="longrein.algorithms", name=name)
-        if not found:
-            near = get_close_matches(name, TABLE, n=1)
-            known = f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(TABLE)
-            raise SpecError("agent.algorithm.name", f"there is no algorithm {name!r}", hint=known)
-        module = next(iter(found)).load()
+    module = _module(name)
     return module.Config, module.build
+
+
+def abilities(name: str) -> Abilities:
+    """What an algorithm's module says of it. Raises SpecError for a name that nobody registered."""
+    module = _module(name)
+    return Abilities(getattr(module, "TOLERATES_LAG", False), getattr(module, "SHARES_WEIGHTS", False))
+
+
+def module_name(name: str) -> str:
+    """Where an algorithm's module is. Raises SpecError for a name that nobody registered."""
+    return TABLE[name] if name in TABLE else str(_module(name).__name__)
+
+
+def _module(name: str) -> Any:
+    if name in TABLE:
+        return import_module(TABLE[name])
+    found = entry_points(group="longrein.algorithms", name=name)
+    if not found:
+        near = get_close_matches(name, TABLE, n=1)
+        known = f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(TABLE)
+        raise SpecError("agent.algorithm.name", f"there is no algorithm {name!r}", hint=known)
+    return next(iter(found)).load()
 
 
 def config_from(config_class: type[Any], settings: Mapping[str, Any], base: Any = None) -> Any:

@@ -33,6 +33,7 @@ from longrein.learn.torsos import Net
 __all__ = ["A3C", "ACTION_SPACES", "Config", "Policy", "build"]
 
 Policy = ActorCriticPolicy
+SHARES_WEIGHTS = True
 MAX_WORKERS = 1024
 OPTIMIZERS = ("rmsprop_tf", "rmsprop", "adam", "adamw", "sgd")
 """Those whose statistics can be shared: all of them in tensors that start at a number."""

@@ -31,6 +31,7 @@ from longrein.learn.torsos import Net
 ACTION_SPACES: tuple[type[gymnasium.Space[Any]], ...] = (Discrete, Box)
 
 MEASURED = ("q_loss", "entropy", "grad_norm", "rho", "truncated", "bent", "kl", "value", "lag")
+TOLERATES_LAG = True  # corrected by Retrace
 
 
 @dataclass(frozen=True)

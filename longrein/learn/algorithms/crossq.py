@@ -30,6 +30,7 @@ from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type, ...] = (Box,)
 METRICS = ("critic_loss", "policy_loss", "q", "entropy", "alpha")
+TOLERATES_LAG = True  # it replays anyway
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from longrein.learn.torsos import Net
 ACTION_SPACES: tuple[type, ...] = (Discrete,)
 EPSILON = Linear(1.0, 0.05, 10_000)
 METRICS = ("loss", "td_error", "q", "grad_norm")
+TOLERATES_LAG = True  # it replays anyway
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from longrein.learn.torsos import Net
 __all__ = ["ACTION_SPACES", "IMPALA", "Config", "Policy", "build"]
 
 MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "rho", "rho_clipped", "approx_kl", "value", "lag")
+TOLERATES_LAG = True  # corrected by V-trace
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from longrein.learn.schedules import Schedule, value_at
 from longrein.learn.torsos import Net, has_image
 
 ACTION_SPACES = (Discrete, MultiDiscrete, MultiBinary, Box, Tuple, Dict)
+TOLERATES_LAG = True  # the ratio is to the policy that acted, and it is clipped; advantages are not corrected
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from longrein.learn.batch import Batch
 from longrein.learn.torsos import encode
 
 ACTION_SPACES: tuple[type[gymnasium.Space[Any]], ...] = (Discrete, MultiDiscrete, MultiBinary, Box)
+TOLERATES_LAG = True  # there are no weights
 
 Draw = Callable[[int, torch.Generator | None], Tensor]
 """(B, generator) -> B actions, as the environment takes them."""

@@ -34,6 +34,7 @@ from longrein.learn.torsos import Net, make_torso
 
 ACTION_SPACES: tuple[type, ...] = (Box, Discrete)
 METRICS = ("critic_loss", "policy_loss", "q", "entropy", "alpha")
+TOLERATES_LAG = True  # it replays anyway
 
 
 @dataclass(frozen=True)

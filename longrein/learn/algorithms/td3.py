@@ -31,6 +31,7 @@ from longrein.learn.torsos import Net, make_torso
 
 ACTION_SPACES: tuple[type, ...] = (Box,)
 METRICS = ("critic_loss", "policy_loss", "q")
+TOLERATES_LAG = True  # it replays anyway
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,434 @@
+"""The learner's side of actors in processes of their own: starts, feeds, watches and replaces them.
+
+1. A batch is so many rollouts as there are actors, each in the columns of one actor: it looks as in one process.
+   With `ahead` 0 every actor has one slot, gets it when the learner has published, and so there is one rollout of each.
+   Else the rollouts come as they are ready, in their actor's columns where these are free.
+2. What an actor has sent is good whatever becomes of it. An actor that died is replaced, and acts on from new episodes;
+   what it had not sent is lost, and was counted nowhere. Memories see the hole, since observations do not join.
+3. Whoever fails three times without a rollout in between is not replaced: its error, or RoleDied, ends the session. Who
+   is killed from outside is given more lives.
+4. Every process has ended, and every segment is removed, when the crew is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+import psutil
+
+from longrein.errors import Error, RoleDied, RunError, SpecError
+from longrein.lab import actor_process
+from longrein.lab.actor import Episode
+from longrein.lab.actor_process import Hello, Played, Role, Start, live, policy_arrays
+from longrein.lab.channel import Arrays, Form, Inlet, Ring, Weights, form_of
+from longrein.lab.learner import Learner
+from longrein.lab.topology import Topology
+from longrein.learn import algorithms
+from longrein.learn.algorithms import Policy
+from longrein.learn.batch import Batch
+from longrein.learn.rollout import batch_of
+
+READY_SECONDS = 120.0
+"""That an actor may take to open its environments."""
+FAILURES = 3
+"""In a row, without a rollout in between, that end a session."""
+KILLS = 20
+"""The same, of an actor that was killed (SIGKILL, SIGTERM), for which it can do nothing."""
+ACTOR_BYTES = 110 * 2**20
+"""That an actor takes for itself, beside what it has in common with the others."""
+LAGS = (0, 1, 2, 4, 8, 16)
+"""Where the bins of the lag's histogram begin, in updates; a bin ends where the next begins."""
+
+log = logging.getLogger(__name__)
+SeedOf = Callable[..., int]
+
+
+@dataclass
+class _Member:
+    """One actor's place, through all of its lives."""
+
+    index: int
+    life: int = 0
+    process: Any = None
+    pipe: Connection | None = None
+    since: float = 0.0  # when this life began
+    hello: Hello | None = None
+    started: bool = False
+    ring: Ring | None = None
+    inlet: Inlet | None = None
+    kept: set[int] = field(default_factory=set)  # slots that are not with the actor
+    owed: list[int] = field(default_factory=list)  # those of them that it gets when the next batch is begun
+    deaths: int = 0  # in a row
+    error: Error | None = None
+    draws: bytes | None = None  # the generator after the last cut
+
+
+class Crew:
+    """Actors in processes, as one arena."""
+
+    bodies: Sequence[str] = ("",)
+
+    def __init__(self, role: Role, topology: Topology, seed_of: SeedOf) -> None:
+        """role: with the copies of one actor. Opens nothing yet."""
+        self.topology = topology
+        self.env_steps = 0  # valid rows handed out
+        self.restarts = 0  # environments that were lost and replaced
+        self.replaced = 0  # actors
+        self.dropped = 0  # rollouts that were too old
+        self._role = role
+        self._seed_of = seed_of
+        self._members = [_Member(index) for index in range(topology.actors)]
+        self._arrived: deque[tuple[_Member, int, Played]] = deque()
+        self._episodes: list[Episode] = []
+        self._batch: Arrays = {}
+        self._weights: Weights | None = None
+        self._seed = 0
+        self._draws: Sequence[bytes | None] = [None] * topology.actors
+        self._cut: int | None = None
+        self._context = _context(role.algorithm)
+        self._waited = 0.0
+        self._last_batch = time.monotonic()
+
+    @property
+    def actors(self) -> Sequence[Crew]:
+        """Who has episodes."""
+        return (self,)
+
+    @property
+    def copies(self) -> int:
+        """Environments of all actors."""
+        return self._role.copies * len(self._members)
+
+    @property
+    def saves(self) -> bool:
+        """Whether there is no need of a cut: only actors that take turns with the learner can go on to the bit."""
+        return self.topology.ahead > 0
+
+    def open(self) -> Hello:
+        """Start all actors; what they step. Raises what kept one from it, RoleDied, or RunError after too long."""
+        free, needed = psutil.virtual_memory().available, ACTOR_BYTES * len(self._members)
+        if free < needed:
+            raise RunError(
+                f"{len(self._members)} actors need {needed >> 20:,} MiB at least, and {free >> 20:,} are free",
+                hint="fewer actors, with more environments each",
+            )
+        for member in self._members:
+            self._spawn(member)
+        while any(member.hello is None for member in self._members):
+            self._listen(lambda: False)
+        first = self._members[0].hello
+        assert first is not None
+        for member in self._members:
+            if member.hello != first:
+                raise SpecError("env", f"actor 0 steps {first}, and actor {member.index} {member.hello}",
+                                hint="all must step the same environment")  # fmt: skip
+        return first
+
+    def begin(self, seed: int) -> None:
+        """Let the actors begin new episodes, copy k of all with seed + k, when they are asked for the next batch."""
+        self._seed = seed
+
+    def publish(self, policy: Policy, version: int) -> None:
+        """Let the actors act with these weights from their next rollout on."""
+        arrays = policy_arrays(policy)
+        if self._weights is None:
+            self._weights = Weights(form_of(arrays))
+        self._weights.publish(arrays, version)
+
+    def collect(self, cut: int | None, stopped: Callable[[], bool]) -> tuple[Batch, dict[str, float]] | None:
+        """The next batch [T, B, ...] and what was measured of it; None when it was stopped.
+
+        The batch is good until the next call. cut: seed of one after it, for actors that take turns with the learner.
+        """
+        self._cut = cut
+        for member in self._members:
+            if not member.started and member.hello is not None:
+                self._start(member)
+            for slot in member.owed:
+                self._free(member, slot)
+            member.owed = []
+        blocks: dict[int, Played] = {}
+        lags = Counter[int]()
+        while len(blocks) < len(self._members):
+            while not self._arrived:
+                self._listen(stopped)
+                if stopped():
+                    return None
+            member, slot, played = self._arrived.popleft()
+            lag = self._version - played.version
+            self._note(member, played)
+            if self.topology.max_lag is not None and lag > self.topology.max_lag:
+                self.dropped += 1
+                self._free(member, slot)
+                continue
+            assert member.ring is not None
+            block = member.index if member.index not in blocks else min(set(range(len(self._members))) - blocks.keys())
+            self._take(member.ring.slots[slot], block)
+            blocks[block] = played
+            lags[lag] += 1
+            if self.topology.ahead:
+                self._free(member, slot)
+            else:
+                member.owed.append(slot)
+        batch = batch_of(self._batch)
+        self.env_steps += int(batch.valid.sum())
+        return batch, self._measured(list(blocks.values()), lags)
+
+    def finished(self) -> list[Episode]:
+        """Episodes that ended since the last call."""
+        episodes, self._episodes = self._episodes, []
+        return sorted(episodes, key=lambda episode: (episode.env_steps, episode.env))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, and the generators of actors that were cut."""
+        return {
+            "env_steps": self.env_steps, "restarts": self.restarts, "replaced": self.replaced, "dropped": self.dropped,
+            "lives": [member.life for member in self._members], "draws": [member.draws for member in self._members],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; `begin` comes after it."""
+        for name in ("env_steps", "restarts", "replaced", "dropped"):
+            setattr(self, name, state[name])
+        for member, life, draws in zip(self._members, state["lives"], state["draws"], strict=True):
+            # An actor whose generator was not saved draws anew: not what it drew after its start.
+            member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
+
+    def save_state(self) -> Any:
+        """None: environments of actors begin anew."""
+        return None
+
+    def reset_to(self, state: Any) -> None:
+        """There is no such state."""
+        raise AssertionError("actors save no state of environments")
+
+    def close(self) -> None:
+        """End all processes and remove all segments."""
+        for member in self._members:
+            if member.pipe is not None:
+                member.pipe.close()
+        deadline = time.monotonic() + 5.0
+        for member in self._members:
+            if member.process is not None:
+                member.process.join(max(deadline - time.monotonic(), 0.0))
+                for end in (member.process.terminate, member.process.kill):
+                    if member.process.is_alive():
+                        end()
+                        member.process.join(2.0)
+            if member.ring is not None:
+                member.ring.close()
+        if self._weights is not None:
+            self._weights.close()
+
+    # ------------------------------------------------------------------------------------------------------ one actor
+
+    @property
+    def _version(self) -> int:
+        assert self._weights is not None, "no weights were published"
+        return self._weights.version
+
+    def _spawn(self, member: _Member) -> None:
+        ours, theirs = self._context.Pipe()
+        name = f"actor-{member.index}"
+        member.process = self._context.Process(target=live, args=(theirs, self._role), name=name)
+        member.process.start()
+        theirs.close()
+        member.pipe, member.since = ours, time.monotonic()
+        member.hello, member.inlet, member.started, member.error = None, None, False, None
+
+    def _start(self, member: _Member) -> None:
+        """Tell an actor, which has said hello, what to begin with."""
+        assert member.pipe is not None
+        assert self._weights is not None
+        path = [f"actor {member.index}"] if len(self._members) > 1 else []
+        seed = self._seed + member.index * self._role.copies
+        if member.life and member.draws is None:  # a life that did not begin at a cut
+            path.append(f"life {member.life}")
+            seed = self._seed_of("environments", f"actor {member.index}", f"life {member.life}") // 2
+        ring = None if member.ring is None else (member.ring.name, member.ring.form, len(member.ring.slots))
+        draws = member.draws if member.draws is not None else self._seed_of("actor", *path)
+        start = Start((self._weights.name, self._weights.form), ring, seed, draws, self._cut_of(member))
+        member.started = True
+        with suppress(OSError):  # it died meanwhile: _listen will find its end
+            member.pipe.send(start)
+            if member.ring is not None:
+                self._connect(member)
+
+    def _connect(self, member: _Member) -> None:
+        """Give an actor its slots."""
+        assert member.pipe is not None
+        assert member.ring is not None
+        slots = [slot for slot in range(len(member.ring.slots)) if slot not in member.kept]
+        member.inlet = Inlet(member.pipe, member.ring, slots, self._cut_of(member))
+
+    def _cut_of(self, member: _Member) -> int | None:
+        return None if self._cut is None else self._cut + member.index * self._role.copies
+
+    def _free(self, member: _Member, slot: int) -> None:
+        member.kept.discard(slot)
+        if member.inlet is not None:
+            member.inlet.free(slot, self._cut_of(member))
+
+    def _listen(self, stopped: Callable[[], bool]) -> None:
+        """Wait a little for whatever actors say, and take in all of it."""
+        begun = time.monotonic()
+        pipes = {member.pipe: member for member in self._members if member.pipe is not None}
+        ready = wait(list(pipes), 0.1)
+        self._waited += time.monotonic() - begun
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            member = pipes[pipe]
+            try:
+                while pipe.poll():
+                    self._heard(member, pipe.recv())
+            except (EOFError, OSError):
+                self._lost(member)
+        for member in self._members:
+            if member.hello is None and time.monotonic() - member.since > READY_SECONDS:
+                member.error = RunError(f"actor {member.index} was not ready within {READY_SECONDS:g} s",
+                                        hint="do its environments open at all? longrein run --dry-run")  # fmt: skip
+                member.process.kill()
+
+    def _heard(self, member: _Member, said: Any) -> None:
+        assert member.pipe is not None
+        if isinstance(said, Error):
+            member.error = said
+        elif isinstance(said, Hello):
+            member.hello = said
+            if self._weights is not None:  # a replaced one: the others have begun
+                self._start(member)
+        elif member.inlet is None:
+            form: Form = said
+            member.ring = Ring(form, self.topology.ahead + 1)
+            member.pipe.send((member.ring.name, len(member.ring.slots)))
+            self._connect(member)
+        else:
+            slot, played = said
+            member.deaths = 0
+            member.kept.add(slot)
+            if played.draws is not None:
+                member.draws = played.draws
+            self._arrived.append((member, slot, played))
+
+    def _lost(self, member: _Member) -> None:
+        """Replace an actor, or raise what ended it when it has died too often or was never there."""
+        assert member.pipe is not None
+        member.pipe.close()
+        member.process.join(5.0)
+        if member.process.is_alive():  # it closed its pipe, and lives on
+            member.process.kill()
+            member.process.join()
+        member.deaths += 1
+        name = f"actor {member.index}"
+        error = member.error or RoleDied(name, member.process.exitcode, hint="its log may say more")
+        killed = member.error is None and member.process.exitcode in (-signal.SIGKILL, -signal.SIGTERM)
+        if self._weights is None or member.deaths >= (KILLS if killed else FAILURES):
+            raise error
+        log.warning("%s ended and is replaced: %s", name, error)
+        self.replaced += 1
+        self.restarts += self._role.copies
+        member.life += 1
+        member.draws = None
+        self._spawn(member)
+
+    # ----------------------------------------------------------------------------------------------------- one rollout
+
+    def _take(self, arrays: Arrays, block: int) -> None:
+        """Copy a rollout [T, b, ...] to its columns of the batch [T, B, ...]."""
+        first = block * self._role.copies
+        if not self._batch:
+            shapes = {name: (array.shape[0], self.copies, *array.shape[2:]) for name, array in arrays.items()}
+            self._batch = {name: np.empty(shape, arrays[name].dtype) for name, shape in shapes.items()}
+        for name, array in arrays.items():
+            self._batch[name][:, first : first + self._role.copies] = array
+
+    def _note(self, member: _Member, played: Played) -> None:
+        self.restarts += played.restarts
+        count, first = len(self._members), member.index * self._role.copies
+        self._episodes += [
+            replace(episode, env=first + episode.env, env_steps=self.env_steps + episode.env_steps * count)
+            for episode in played.episodes
+        ]
+
+    def _measured(self, rollouts: Sequence[Played], lags: Counter[int]) -> dict[str, float]:
+        now, rows = time.monotonic(), float(self._batch["valid"].sum())
+        took, waited = max(now - self._last_batch, 1e-9), self._waited
+        self._last_batch, self._waited = now, 0.0
+        acting, waiting = sum(one.acting for one in rollouts), sum(one.waiting for one in rollouts)
+        slots = (self.topology.ahead + 1) * len(self._members)
+        bins = {
+            f"lag_{low}": sum(n for lag, n in lags.items() if low <= lag < high) / len(rollouts)
+            for low, high in zip(LAGS, (*LAGS[1:], float("inf")), strict=True)
+        }
+        return {
+            "actor_lag": sum(lag * n for lag, n in lags.items()) / len(rollouts), **bins,
+            "queue": len(self._arrived) / slots,
+            "learner_waiting": min(waited / took, 1.0),
+            "actor_waiting": waiting / max(acting + waiting, 1e-9),
+            "learner_steps_per_second": rows / took,
+            "actor_steps_per_second": rows / max(acting, 1e-9),
+            "actors_replaced": float(self.replaced), "rollouts_dropped": float(self.dropped),
+        }  # fmt: skip
+
+
+def _context(algorithm: str) -> Any:
+    """How actors are started: forked off a process that has imported torch and does nothing else, where that can be.
+
+    To import it takes an actor several seconds of a processor: two actors on two busy cores were ready after 7 to 14
+    seconds, and are after 3 to 4 this way; one that is replaced later, within a fraction of a second.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # With what torch imports when it makes its first optimizer. No effect on a server that runs already.
+    context.set_forkserver_preload([actor_process.__name__, "torch._dynamo", algorithms.module_name(algorithm)])
+    return context
+
+
+@dataclass(frozen=True)
+class Crewed:
+    """A crew, and the learner that it acts for: as a Stand, for a session in several processes."""
+
+    arena: Crew
+    learners: tuple[Learner]
+    name: str = ""
+    env: int = 0
+
+    @property
+    def chunk(self) -> int:
+        """Vector steps of a batch."""
+        return self.learners[0].algorithm.rollout_steps
+
+    def advance(self, cut: int | None, stopped: Callable[[], bool]) -> None:
+        """Take a batch and learn from it, unless it is stopped before. cut: the seed of one after its last step."""
+        (learner,) = self.learners
+        if self.arena._weights is None:
+            self.arena.publish(learner.algorithm.policy, learner.version)
+        came = self.arena.collect(cut, stopped)
+        if came is not None and learner.learn(came[0], self.arena.env_steps, came[1]):
+            self.arena.publish(learner.algorithm.policy, learner.version)
+
+
+@contextmanager
+def crewed(
+    role: Role, topology: Topology, seed_of: SeedOf, learner_of: Callable[[Hello], Learner]
+) -> Iterator[list[Crewed]]:
+    """A crew at work for as long as this is entered. learner_of: from what the actors step, which they say first.
+
+    Raises what keeps an actor from starting: SpecError, LinkError, RunError.
+    """
+    crew = Crew(role, topology, seed_of)
+    try:
+        yield [Crewed(crew, (learner_of(crew.open()),))]
+    finally:
+        crew.close()

@@ -1,0 +1,101 @@
+"""Environments that actors' processes make, so that they stand in a module which those can import."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
+from learn import probes
+
+Vector = VectorEnv[Any, Any, Any]
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    """A random walk that ends beyond 1; steps and ends are drawn."""
+
+    observation_space = gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32)
+    action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at = self.np_random.uniform(-0.5, 0.5, 2).astype(np.float32)
+        return self.at.copy(), {}
+
+    def step(self, action: Any) -> probes.Step:
+        self.at[0] += 0.1 * (float(action) - 0.4) + self.np_random.normal(0.0, 0.1)
+        over = bool(abs(self.at[0]) > 1.0)
+        self.at[0] = np.clip(self.at[0], -2.0, 2.0)
+        return self.at.copy(), float(self.at[0]), over, False, {}
+
+
+class Count(gymnasium.Env[Any, Any]):
+    """Shows how many steps there were since the reset, out of 100."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+    action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> probes.Step:
+        self.steps += 1
+        time.sleep(0.0005)
+        return np.full(1, self.steps / 100, np.float32), 1.0, self.steps == 100, False, {}
+
+
+def walks(count: int) -> Vector:
+    return SyncVectorEnv([lambda: TimeLimit(Walk(), 20)] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def counts(count: int) -> Vector:
+    return SyncVectorEnv([Count] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def noted(folder: str, count: int) -> Vector:
+    """`counts`, and a file named by the process that has them."""
+    Path(folder, str(os.getpid())).touch()
+    return counts(count)
+
+
+def broken(count: int) -> Vector:
+    raise OSError("there is no such game here")
+
+
+def asleep(count: int) -> Vector:
+    time.sleep(60)
+    return counts(count)
+
+
+class Fragile(Count):
+    """Raises after 150 steps."""
+
+    total = 0
+
+    def step(self, action: Any) -> probes.Step:
+        self.total += 1
+        if self.total > 150:
+            raise ValueError("it broke")
+        return super().step(action)
+
+
+def fragile(count: int) -> Vector:
+    return SyncVectorEnv([Fragile] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class Doomed(Count):
+    """Raises at once."""
+
+    def step(self, action: Any) -> probes.Step:
+        raise ValueError("it never works")
+
+
+def doomed(count: int) -> Vector:
+    return SyncVectorEnv([Doomed] * count, autoreset_mode=AutoresetMode.SAME_STEP)
