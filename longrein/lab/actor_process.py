@@ -26,6 +26,7 @@ from torch import Tensor
 
 from longrein.errors import Error, RunError, SpecError
 from longrein.lab.actor import Actor, Episode
+from longrein.lab.assembly import Played
 from longrein.lab.channel import Arrays, Form, Outlet, Ring, Weights, form_of
 from longrein.lab.games import Games
 from longrein.learn import algorithms
@@ -67,24 +68,6 @@ class Start:
     """The generator of the policy's choices: its seed, or its state."""
     cut: int | None
     """Seed of the cut after the first rollout, where there is one. Of those after it the slots' notes tell."""
-
-
-@dataclass(frozen=True)
-class Played:
-    """What goes with a rollout."""
-
-    version: int
-    """Of the weights that acted."""
-    episodes: tuple[Episode, ...]
-    """Those that ended in it; their env steps are counted from its start, over this actor's environments."""
-    restarts: int
-    """Environments that were lost in it, and replaced."""
-    acting: float
-    """Seconds that it took."""
-    waiting: float
-    """Seconds before it in which there was no slot."""
-    draws: bytes | None
-    """State of the generator after a cut."""
 
 
 def live(pipe: Connection, role: Role) -> None:

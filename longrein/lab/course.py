@@ -23,11 +23,9 @@ import numpy as np
 
 from longrein.errors import CheckpointError, LinkError
 from longrein.lab import checkpoint
-from longrein.lab.actor import Actor
 from longrein.lab.aeb import Body
-from longrein.lab.crew import Crew, Crewed
 from longrein.lab.records import SessionRecords
-from longrein.lab.stage import Stand
+from longrein.lab.station import Station
 from longrein.lab.topology import Topology
 from longrein.learn.algorithms import Algorithm
 
@@ -120,7 +118,7 @@ class Course:
     def __init__(
         self,
         settings: SessionSettings,
-        stands: Sequence[Stand | Crewed],
+        stands: Sequence[Station],
         records: SessionRecords,
         evaluate: Evaluate,
     ) -> None:
@@ -193,7 +191,7 @@ class Course:
                 self._save(None)
         return "budget spent"
 
-    def _note_episodes(self, stand: Stand | Crewed) -> None:
+    def _note_episodes(self, stand: Station) -> None:
         episodes = [episode for actor in stand.arena.actors for episode in actor.finished()]
         self.records.add_episodes(episodes)
         for episode in episodes:
@@ -216,7 +214,7 @@ class Course:
         each = dict(sorted(zip(self._last, means, strict=True)))
         return Outcome(status, self._env_steps, seconds, float(np.mean(means)), restarts, each)
 
-    def _seed(self, stand: Stand | Crewed, boundary: int = 0) -> int:
+    def _seed(self, stand: Station, boundary: int = 0) -> int:
         """Of the environments' first reset, and of that at each boundary; that of no copy is one of evaluation's."""
         path = [part for part in (stand.name, f"boundary {boundary}" if boundary else "") if part]
         return seed_of(self.settings.seed, "environments", *path) // 2
@@ -272,8 +270,7 @@ class Course:
         for learner, one, state in zip(self._learners, published, resume["learners"], strict=True):
             learner.load(one, state)
         for stand, actors, environments in zip(self.stands, resume["actors"], resume["environments"], strict=True):
-            players: Sequence[Actor | Crew] = stand.arena.actors
-            for actor, state in zip(players, actors, strict=True):
+            for actor, state in zip(stand.arena.actors, actors, strict=True):
                 actor.load_state_dict(state)
             if stand.arena.env_steps >= self.settings.max_env_steps:
                 continue  # it was not cut: it is over

@@ -1,8 +1,7 @@
 """The learner's side of actors in processes of their own: starts, feeds, watches and replaces them.
 
-1. A batch is so many rollouts as there are actors, each in the columns of one actor: it looks as in one process.
-   With `ahead` 0 every actor has one slot, gets it when the learner has published, and so there is one rollout of each.
-   Else the rollouts come as they are ready, in their actor's columns where these are free.
+1. A batch is put together out of rollouts by lab.assembly. With `ahead` 0 every actor has one slot, gets it when the
+   learner has published, and so there is one rollout of each in a batch. Else rollouts are taken as they are ready.
 2. What an actor has sent is good whatever becomes of it. An actor that died is replaced, and acts on from new episodes;
    what it had not sent is lost, and was counted nowhere. Memories see the hole, since observations do not join.
 3. Whoever fails three times without a rollout in between is not replaced: its error, or RoleDied, ends the session. Who
@@ -16,27 +15,27 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import numpy as np
 import psutil
 
 from longrein.errors import Error, RoleDied, RunError, SpecError
 from longrein.lab import actor_process
 from longrein.lab.actor import Episode
-from longrein.lab.actor_process import Hello, Played, Role, Start, live, policy_arrays
-from longrein.lab.channel import Arrays, Form, Inlet, Ring, Weights, form_of
+from longrein.lab.actor_process import Hello, Role, Start, live, policy_arrays
+from longrein.lab.assembly import Assembly, Played
+from longrein.lab.channel import Form, Inlet, Ring, Weights, form_of
 from longrein.lab.learner import Learner
+from longrein.lab.station import Crewed
 from longrein.lab.topology import Topology
 from longrein.learn import algorithms
 from longrein.learn.algorithms import Policy
 from longrein.learn.batch import Batch
-from longrein.learn.rollout import batch_of
 
 READY_SECONDS = 120.0
 """That an actor may take to open its environments."""
@@ -46,8 +45,6 @@ KILLS = 20
 """The same, of an actor that was killed (SIGKILL, SIGTERM), for which it can do nothing."""
 ACTOR_BYTES = 110 * 2**20
 """That an actor takes for itself, beside what it has in common with the others."""
-LAGS = (0, 1, 2, 4, 8, 16)
-"""Where the bins of the lag's histogram begin, in updates; a bin ends where the next begins."""
 
 log = logging.getLogger(__name__)
 SeedOf = Callable[..., int]
@@ -73,7 +70,7 @@ class _Member:
     draws: bytes | None = None  # the generator after the last cut
 
 
-class Crew:
+class ProcessCrew:
     """Actors in processes, as one arena."""
 
     bodies: Sequence[str] = ("",)
@@ -81,26 +78,36 @@ class Crew:
     def __init__(self, role: Role, topology: Topology, seed_of: SeedOf) -> None:
         """role: with the copies of one actor. Opens nothing yet."""
         self.topology = topology
-        self.env_steps = 0  # valid rows handed out
-        self.restarts = 0  # environments that were lost and replaced
         self.replaced = 0  # actors
-        self.dropped = 0  # rollouts that were too old
         self._role = role
         self._seed_of = seed_of
         self._members = [_Member(index) for index in range(topology.actors)]
         self._arrived: deque[tuple[_Member, int, Played]] = deque()
-        self._episodes: list[Episode] = []
-        self._batch: Arrays = {}
+        self._assembly = Assembly(topology.actors, role.copies, topology.max_lag)
         self._weights: Weights | None = None
         self._seed = 0
         self._draws: Sequence[bytes | None] = [None] * topology.actors
         self._cut: int | None = None
         self._context = _context(role.algorithm)
         self._waited = 0.0
-        self._last_batch = time.monotonic()
 
     @property
-    def actors(self) -> Sequence[Crew]:
+    def env_steps(self) -> int:
+        """Valid rows handed out."""
+        return self._assembly.env_steps
+
+    @property
+    def restarts(self) -> int:
+        """Environments that were lost and replaced."""
+        return self._assembly.restarts
+
+    @property
+    def published(self) -> bool:
+        """Whether there are weights to act with."""
+        return self._weights is not None
+
+    @property
+    def actors(self) -> Sequence[ProcessCrew]:
         """Who has episodes."""
         return (self,)
 
@@ -157,49 +164,38 @@ class Crew:
             for slot in member.owed:
                 self._free(member, slot)
             member.owed = []
-        blocks: dict[int, Played] = {}
-        lags = Counter[int]()
-        while len(blocks) < len(self._members):
+        while not self._assembly.full:
             while not self._arrived:
                 self._listen(stopped)
                 if stopped():
                     return None
             member, slot, played = self._arrived.popleft()
-            lag = self._version - played.version
-            self._note(member, played)
-            if self.topology.max_lag is not None and lag > self.topology.max_lag:
-                self.dropped += 1
-                self._free(member, slot)
-                continue
             assert member.ring is not None
-            block = member.index if member.index not in blocks else min(set(range(len(self._members))) - blocks.keys())
-            self._take(member.ring.slots[slot], block)
-            blocks[block] = played
-            lags[lag] += 1
-            if self.topology.ahead:
+            taken = self._assembly.add(member.index, member.ring.slots[slot], played, self._version)
+            if self.topology.ahead or not taken:
                 self._free(member, slot)
             else:
                 member.owed.append(slot)
-        batch = batch_of(self._batch)
-        self.env_steps += int(batch.valid.sum())
-        return batch, self._measured(list(blocks.values()), lags)
+        waited, self._waited = self._waited, 0.0
+        batch, measured = self._assembly.batch(waited)
+        queue = len(self._arrived) / ((self.topology.ahead + 1) * len(self._members))
+        return batch, measured | {"queue": queue, "actors_replaced": float(self.replaced)}
 
     def finished(self) -> list[Episode]:
         """Episodes that ended since the last call."""
-        episodes, self._episodes = self._episodes, []
-        return sorted(episodes, key=lambda episode: (episode.env_steps, episode.env))
+        return self._assembly.finished()
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the generators of actors that were cut."""
         return {
-            "env_steps": self.env_steps, "restarts": self.restarts, "replaced": self.replaced, "dropped": self.dropped,
+            **self._assembly.state_dict(), "replaced": self.replaced,
             "lives": [member.life for member in self._members], "draws": [member.draws for member in self._members],
         }  # fmt: skip
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; `begin` comes after it."""
-        for name in ("env_steps", "restarts", "replaced", "dropped"):
-            setattr(self, name, state[name])
+        self._assembly.load_state_dict(state)
+        self.replaced = state["replaced"]
         for member, life, draws in zip(self._members, state["lives"], state["draws"], strict=True):
             # An actor whose generator was not saved draws anew: not what it drew after its start.
             member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
@@ -336,49 +332,10 @@ class Crew:
             raise error
         log.warning("%s ended and is replaced: %s", name, error)
         self.replaced += 1
-        self.restarts += self._role.copies
+        self._assembly.restarts += self._role.copies
         member.life += 1
         member.draws = None
         self._spawn(member)
-
-    # ----------------------------------------------------------------------------------------------------- one rollout
-
-    def _take(self, arrays: Arrays, block: int) -> None:
-        """Copy a rollout [T, b, ...] to its columns of the batch [T, B, ...]."""
-        first = block * self._role.copies
-        if not self._batch:
-            shapes = {name: (array.shape[0], self.copies, *array.shape[2:]) for name, array in arrays.items()}
-            self._batch = {name: np.empty(shape, arrays[name].dtype) for name, shape in shapes.items()}
-        for name, array in arrays.items():
-            self._batch[name][:, first : first + self._role.copies] = array
-
-    def _note(self, member: _Member, played: Played) -> None:
-        self.restarts += played.restarts
-        count, first = len(self._members), member.index * self._role.copies
-        self._episodes += [
-            replace(episode, env=first + episode.env, env_steps=self.env_steps + episode.env_steps * count)
-            for episode in played.episodes
-        ]
-
-    def _measured(self, rollouts: Sequence[Played], lags: Counter[int]) -> dict[str, float]:
-        now, rows = time.monotonic(), float(self._batch["valid"].sum())
-        took, waited = max(now - self._last_batch, 1e-9), self._waited
-        self._last_batch, self._waited = now, 0.0
-        acting, waiting = sum(one.acting for one in rollouts), sum(one.waiting for one in rollouts)
-        slots = (self.topology.ahead + 1) * len(self._members)
-        bins = {
-            f"lag_{low}": sum(n for lag, n in lags.items() if low <= lag < high) / len(rollouts)
-            for low, high in zip(LAGS, (*LAGS[1:], float("inf")), strict=True)
-        }
-        return {
-            "actor_lag": sum(lag * n for lag, n in lags.items()) / len(rollouts), **bins,
-            "queue": len(self._arrived) / slots,
-            "learner_waiting": min(waited / took, 1.0),
-            "actor_waiting": waiting / max(acting + waiting, 1e-9),
-            "learner_steps_per_second": rows / took,
-            "actor_steps_per_second": rows / max(acting, 1e-9),
-            "actors_replaced": float(self.replaced), "rollouts_dropped": float(self.dropped),
-        }  # fmt: skip
 
 
 def _context(algorithm: str) -> Any:
@@ -395,30 +352,6 @@ def _context(algorithm: str) -> Any:
     return context
 
 
-@dataclass(frozen=True)
-class Crewed:
-    """A crew, and the learner that it acts for: as a Stand, for a session in several processes."""
-
-    arena: Crew
-    learners: tuple[Learner]
-    name: str = ""
-    env: int = 0
-
-    @property
-    def chunk(self) -> int:
-        """Vector steps of a batch."""
-        return self.learners[0].algorithm.rollout_steps
-
-    def advance(self, cut: int | None, stopped: Callable[[], bool]) -> None:
-        """Take a batch and learn from it, unless it is stopped before. cut: the seed of one after its last step."""
-        (learner,) = self.learners
-        if self.arena._weights is None:
-            self.arena.publish(learner.algorithm.policy, learner.version)
-        came = self.arena.collect(cut, stopped)
-        if came is not None and learner.learn(came[0], self.arena.env_steps, came[1]):
-            self.arena.publish(learner.algorithm.policy, learner.version)
-
-
 @contextmanager
 def crewed(
     role: Role, topology: Topology, seed_of: SeedOf, learner_of: Callable[[Hello], Learner]
@@ -427,7 +360,7 @@ def crewed(
 
     Raises what keeps an actor from starting: SpecError, LinkError, RunError.
     """
-    crew = Crew(role, topology, seed_of)
+    crew = ProcessCrew(role, topology, seed_of)
     try:
         yield [Crewed(crew, (learner_of(crew.open()),))]
     finally:

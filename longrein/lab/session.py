@@ -22,12 +22,13 @@ from longrein.lab.actor_process import Hello, Role
 from longrein.lab.aeb import Space
 from longrein.lab.arena import Together
 from longrein.lab.course import HALF, Course, Progress, SessionSettings, Status, seed_of
-from longrein.lab.crew import Crewed, crewed
+from longrein.lab.crew import crewed
 from longrein.lab.evaluation import evaluate, evaluate_games
 from longrein.lab.games import Games, Table
 from longrein.lab.learner import Learner
 from longrein.lab.records import SessionRecords, read_result
-from longrein.lab.stage import OpenWorld, Stand, alone, staged
+from longrein.lab.stage import OpenWorld, alone, staged
+from longrein.lab.station import Station
 from longrein.learn import algorithms
 from longrein.learn.algorithms import Algorithm
 
@@ -223,7 +224,7 @@ def _stands(
     agents: Sequence[tuple[str, Any]],
     worlds: Sequence[tuple[OpenWorld, int]],
     records: SessionRecords,
-) -> Iterator[Sequence[Stand | Crewed]]:
+) -> Iterator[Sequence[Station]]:
     """Who acts and who learns: in this process, or with actors in others."""
     seeds = partial(seed_of, settings.seed)
     if settings.topology is None:
@@ -242,7 +243,7 @@ def _stands(
 
 
 def _evaluations(
-    settings: SessionSettings, stands: Sequence[Stand | Crewed], worlds: Sequence[tuple[OpenWorld, int]]
+    settings: SessionSettings, stands: Sequence[Station], worlds: Sequence[tuple[OpenWorld, int]]
 ) -> Scores:
     """The evaluation episodes of every body; of bodies in copies of one environment, of the first."""
     found: Scores = {}

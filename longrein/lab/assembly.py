@@ -1,0 +1,141 @@
+"""Rollouts of many actors -> batches of a serial session's size, and what was measured of them. Knows no process.
+
+A batch is so many rollouts as there are actors, each in the columns of one actor where these are still free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from longrein.lab.actor import Episode
+from longrein.lab.channel import Arrays
+from longrein.learn.batch import Batch
+from longrein.learn.rollout import batch_of
+
+LAGS = (0, 1, 2, 4, 8, 16)
+"""Where the bins of the lag's histogram begin, in updates; a bin ends where the next begins."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """What goes with a rollout."""
+
+    version: int
+    """Of the weights that acted."""
+    episodes: tuple[Episode, ...]
+    """Those that ended in it; their env steps are counted from its start, over this actor's environments."""
+    restarts: int
+    """Environments that were lost in it, and replaced."""
+    acting: float
+    """Seconds that it took."""
+    waiting: float
+    """Seconds before it in which there was no slot."""
+    draws: bytes | None
+    """State of the generator after a cut."""
+
+
+class Assembly:
+    """The batch that is being put together, and counts over all of them.
+
+    actors: how many there are. copies: environments of each. max_lag: updates that a rollout's weights may be old.
+    """
+
+    def __init__(self, actors: int, copies: int, max_lag: int | None = None) -> None:
+        self.actors = actors
+        self.copies = copies
+        self.max_lag = max_lag
+        self.env_steps = 0  # valid rows handed out
+        self.restarts = 0  # environments that were lost and replaced
+        self.dropped = 0  # rollouts that were too old
+        self._batch: Arrays = {}
+        self._blocks: dict[int, Played] = {}
+        self._lags = Counter[int]()
+        self._episodes: list[Episode] = []
+        self._last_batch = time.monotonic()
+
+    @property
+    def full(self) -> bool:
+        """Whether `batch` may be called."""
+        return len(self._blocks) == self.actors
+
+    def add(self, actor: int, arrays: Arrays, played: Played, version: int) -> bool:
+        """Copy an actor's rollout [T, b, ...] in, and note its episodes; False where it is too old to be learnt from.
+
+        version: of the weights that are learnt from now.
+        """
+        self.restarts += played.restarts
+        self._episodes += [
+            replace(
+                episode,
+                env=actor * self.copies + episode.env,
+                env_steps=self.env_steps + episode.env_steps * self.actors,
+            )
+            for episode in played.episodes
+        ]
+        lag = version - played.version
+        if self.max_lag is not None and lag > self.max_lag:
+            self.dropped += 1
+            return False
+        block = actor if actor not in self._blocks else min(set(range(self.actors)) - self._blocks.keys())
+        self._copy(arrays, block)
+        self._blocks[block] = played
+        self._lags[lag] += 1
+        return True
+
+    def batch(self, waited: float) -> tuple[Batch, dict[str, float]]:
+        """The batch [T, B, ...], good until the next `add`, and what was measured of it; the next one is begun.
+
+        waited: seconds in which the learner had nothing to do since the last.
+        """
+        assert self.full, "rollouts are missing"
+        batch = batch_of(self._batch)
+        rows = int(batch.valid.sum())
+        self.env_steps += rows
+        measured = self._measured(rows, waited)
+        self._blocks, self._lags = {}, Counter()
+        return batch, measured
+
+    def finished(self) -> list[Episode]:
+        """Episodes that ended since the last call."""
+        episodes, self._episodes = self._episodes, []
+        return sorted(episodes, key=lambda episode: (episode.env_steps, episode.env))
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts."""
+        return {"env_steps": self.env_steps, "restarts": self.restarts, "dropped": self.dropped}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on counting."""
+        self.env_steps, self.restarts, self.dropped = (state[name] for name in ("env_steps", "restarts", "dropped"))
+
+    def _copy(self, arrays: Arrays, block: int) -> None:
+        """To the columns of one actor."""
+        first = block * self.copies
+        if not self._batch:
+            shapes = {name: (a.shape[0], self.copies * self.actors, *a.shape[2:]) for name, a in arrays.items()}
+            self._batch = {name: np.empty(shape, arrays[name].dtype) for name, shape in shapes.items()}
+        for name, array in arrays.items():
+            self._batch[name][:, first : first + self.copies] = array
+
+    def _measured(self, rows: int, waited: float) -> dict[str, float]:
+        rollouts: Sequence[Played] = list(self._blocks.values())
+        now = time.monotonic()
+        took, self._last_batch = max(now - self._last_batch, 1e-9), now
+        acting, waiting = sum(one.acting for one in rollouts), sum(one.waiting for one in rollouts)
+        bins = {
+            f"lag_{low}": sum(n for lag, n in self._lags.items() if low <= lag < high) / len(rollouts)
+            for low, high in zip(LAGS, (*LAGS[1:], float("inf")), strict=True)
+        }
+        return {
+            "actor_lag": sum(lag * n for lag, n in self._lags.items()) / len(rollouts), **bins,
+            "learner_waiting": min(waited / took, 1.0),
+            "actor_waiting": waiting / max(acting + waiting, 1e-9),
+            "learner_steps_per_second": rows / took,
+            "actor_steps_per_second": rows / max(acting, 1e-9),
+            "rollouts_dropped": float(self.dropped),
+        }  # fmt: skip
