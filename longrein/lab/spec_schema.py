@@ -90,13 +90,16 @@ def of_dataclass(default: Any, defs: dict[str, Schema], without: tuple[str, ...]
 
 
 def field_docs(kind: type[Any]) -> dict[str, str]:
-    """What the text below each field of a dataclass says; nothing where the source cannot be had."""
+    """What the text below each field of a dataclass says, those of its base included.
+
+    Nothing where the source cannot be had.
+    """
+    found = {name: text for base in kind.__bases__ if is_dataclass(base) for name, text in field_docs(base).items()}
     try:
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     except (OSError, TypeError):
-        return {}
+        return found
     assert isinstance(tree, ast.ClassDef)
-    found = {}
     for above, below in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name) and isinstance(below, ast.Expr):
             text = below.value.value if isinstance(below.value, ast.Constant) else None

@@ -113,6 +113,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "a2c": {},
     "a3c": {},
     "ppo": {},
+    "appo": {},
     "sarsa": {},
     "pqn": {},
     "dqn": {"memory": Memory(capacity=2_000, batch_size=16, min_size=4)},

@@ -31,6 +31,7 @@ TABLE: Mapping[str, str] = {
     "a2c": "longrein.learn.algorithms.a2c",
     "a3c": "longrein.learn.algorithms.a3c",
     "ppo": "longrein.learn.algorithms.ppo",
+    "appo": "longrein.learn.algorithms.appo",
     "sarsa": "longrein.learn.algorithms.sarsa",
     "dqn": "longrein.learn.algorithms.dqn",
     "pqn": "longrein.learn.algorithms.pqn",

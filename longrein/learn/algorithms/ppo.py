@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -38,6 +38,8 @@ TOLERATES_LAG = True  # the ratio is to the policy that acted, and it is clipped
 @dataclass(frozen=True)
 class Config:
     """PPO's settings. A schedule is a function of env steps over all environments together."""
+
+    NAME: ClassVar[str] = "ppo"  # in the table of algorithms
 
     rollout_steps: int = 128
     """Vector steps between updates; a batch has this many rows for each environment."""
@@ -79,10 +81,10 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("rollout_steps", "epochs", "minibatch_size"):
             if getattr(self, name) < 1:
-                raise SpecError(f"ppo.{name}", f"must be at least 1, got {getattr(self, name)}")
+                raise SpecError(f"{self.NAME}.{name}", f"must be at least 1, got {getattr(self, name)}")
         for name in ("gamma", "lambda_"):
             if not 0 <= getattr(self, name) <= 1:
-                raise SpecError(f"ppo.{name}", f"must lie between 0 and 1, got {getattr(self, name)}")
+                raise SpecError(f"{self.NAME}.{name}", f"must lie between 0 and 1, got {getattr(self, name)}")
 
 
 class Policy(nn.Module):
@@ -232,7 +234,7 @@ class PPO:
         self.updates = state["updates"]
 
     @torch.no_grad()
-    def _rows(self, batch: Batch) -> tuple[_Rows, _Memory | None]:
+    def _rows(self, batch: Batch) -> tuple[Rows, Memory | None]:
         """Values, advantages and targets of the rollout: its valid rows, or all of them beside what is remembered."""
         reward = batch.reward
         if self.reward_scale is not None:
@@ -243,24 +245,24 @@ class PPO:
         successor, _ = self.policy.split(batch.next_observation[ends])
         memory = None
         if self.policy.net.state_size:
-            memory = _Memory(batch.extras["state"][0], begins(batch.done, batch.valid), batch.valid)
+            memory = Memory(batch.extras["state"][0], begins(batch.done, batch.valid), batch.valid)
         value, next_value = policy_value.values(
             self.policy.net, inputs, (ends, successor), *((memory.state, memory.begin) if memory is not None else ())
         )
-        advantage = gae(
-            reward,
-            batch.terminated,
-            batch.truncated,
-            batch.valid,
-            value,
-            next_value,
-            gamma=self.config.gamma,
-            lambda_=self.config.lambda_,
-        )
-        rows = _Rows(inputs, mask, batch.action, batch.extras["log_prob"], value, advantage, advantage + value)
+        log_prob, advantage = self._credit(batch, reward, value, next_value, memory)
+        rows = Rows(inputs, mask, batch.action, log_prob, value, advantage, advantage + value)
         return (rows if memory is not None else rows.at(batch.valid)), memory
 
-    def _epochs(self, rows: _Rows, memory: _Memory | None, clip: float, entropy_weight: float) -> dict[str, float]:
+    def _credit(
+        self, batch: Batch, reward: Tensor, value: Tensor, next_value: Tensor, memory: Memory | None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities that ratios are to, and advantages: [T, B] each."""
+        ends = batch.terminated, batch.truncated, batch.valid
+        config = self.config
+        advantage = gae(reward, *ends, value, next_value, gamma=config.gamma, lambda_=config.lambda_)
+        return batch.extras["log_prob"], advantage
+
+    def _epochs(self, rows: Rows, memory: Memory | None, clip: float, entropy_weight: float) -> dict[str, float]:
         limit = self.config.target_kl
         measured: list[Tensor] = []  # four of each minibatch
         log_ratios: list[Tensor] = []
@@ -284,7 +286,7 @@ class PPO:
             "minibatches": float(len(log_ratios)),
         }
 
-    def _minibatches(self, rows: _Rows, memory: _Memory | None) -> Iterator[tuple[_Rows, _Memory | None]]:
+    def _minibatches(self, rows: Rows, memory: Memory | None) -> Iterator[tuple[Rows, Memory | None]]:
         """The rows of one epoch, shuffled, in pieces of equal size: a small last one would be mostly noise."""
         if memory is None:
             rows = rows.at(torch.randperm(len(rows.value), generator=self.generator))
@@ -303,7 +305,7 @@ class PPO:
         cuts = [units * i // number for i in range(number + 1)]
         return [slice(*ends) for ends in pairwise(cuts)]
 
-    def _evaluated(self, rows: _Rows, memory: _Memory | None) -> tuple[Distribution, Tensor, _Rows]:
+    def _evaluated(self, rows: Rows, memory: Memory | None) -> tuple[Distribution, Tensor, Rows]:
         """A minibatch's valid rows [N, ...], with distributions and values [N] of the policy as it is now."""
         if memory is None:
             numbers, value = self.policy.net.evaluate(rows.inputs)
@@ -314,7 +316,7 @@ class PPO:
         return self.policy.distribution(numbers, rows.mask), value, rows
 
     def _step(
-        self, distribution: Distribution, value: Tensor, rows: _Rows, clip: float, entropy_weight: float
+        self, distribution: Distribution, value: Tensor, rows: Rows, clip: float, entropy_weight: float
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """One optimizer step on one minibatch; what was measured before it: four scalars, and log ratios [N]."""
         log_ratio = distribution.log_prob(rows.action) - rows.log_prob
@@ -338,7 +340,7 @@ class PPO:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """Rows of a rollout: its valid ones [N, ...]; or, where the policy is recurrent, all of them [T, B, ...]."""
 
     inputs: Tensor
@@ -349,9 +351,9 @@ class _Rows:
     advantage: Tensor
     target: Tensor
 
-    def at(self, index: Any) -> _Rows:
+    def at(self, index: Any) -> Rows:
         """Those at a tensor's index, or at a tuple of them."""
-        return _Rows(
+        return Rows(
             self.inputs[index],
             None if self.mask is None else self.mask[index],
             self.action[index],
@@ -363,15 +365,15 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class _Memory:
+class Memory:
     """What a recurrent policy's rows [T, B] hang together by."""
 
     state: Tensor  # [B, S], before the first row
     begin: Tensor  # [T, B]: where it was set to zeros
     valid: Tensor  # [T, B]
 
-    def of(self, envs: Tensor) -> _Memory:
-        return _Memory(self.state[envs], self.begin[:, envs], self.valid[:, envs])
+    def of(self, envs: Tensor) -> Memory:
+        return Memory(self.state[envs], self.begin[:, envs], self.valid[:, envs])
 
 
 def build(
