@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
+import cloudpickle
 import gymnasium
 import torch
 from torch import Tensor
@@ -70,10 +72,22 @@ class Start:
     """Seed of the cut after the first rollout, where there is one. Of those after it the slots' notes tell."""
 
 
-def live(pipe: Connection, role: Role) -> None:
+def packed(role: Any) -> bytes:
+    """What a process is to do, with functions and classes that only this one knows. Raises SpecError if it cannot be.
+
+    By value where multiprocessing would want to import them: from a notebook, or as a lambda.
+    """
+    try:
+        return cloudpickle.dumps(role)  # type: ignore[no-any-return]  # it is not annotated
+    except (TypeError, pickle.PicklingError) as error:
+        raise SpecError("env", f"cannot be sent to another process: {error}",
+                        hint="let its maker open what it needs, or topology: serial") from error  # fmt: skip
+
+
+def live(pipe: Connection, role: bytes) -> None:
     """An actor's life, in its process."""
     try:
-        _live(pipe, role)
+        _live(pipe, cloudpickle.loads(role))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

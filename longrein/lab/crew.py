@@ -27,7 +27,7 @@ import psutil
 from longrein.errors import Error, RoleDied, RunError, SpecError
 from longrein.lab import actor_process
 from longrein.lab.actor import Episode
-from longrein.lab.actor_process import Hello, Role, Start, live, policy_arrays
+from longrein.lab.actor_process import Hello, Role, Start, live, packed, policy_arrays
 from longrein.lab.assembly import Assembly, Played
 from longrein.lab.channel import Form, Inlet, Ring, Weights, form_of
 from longrein.lab.learner import Learner
@@ -80,6 +80,7 @@ class ProcessCrew:
         self.topology = topology
         self.replaced = 0  # actors
         self._role = role
+        self._packed = packed(role)
         self._seed_of = seed_of
         self._members = [_Member(index) for index in range(topology.actors)]
         self._arrived: deque[tuple[_Member, int, Played]] = deque()
@@ -236,7 +237,7 @@ class ProcessCrew:
     def _spawn(self, member: _Member) -> None:
         ours, theirs = self._context.Pipe()
         name = f"actor-{member.index}"
-        member.process = self._context.Process(target=live, args=(theirs, self._role), name=name)
+        member.process = self._context.Process(target=live, args=(theirs, self._packed), name=name)
         member.process.start()
         theirs.close()
         member.pipe, member.since = ours, time.monotonic()
@@ -326,7 +327,8 @@ class ProcessCrew:
             member.process.join()
         member.deaths += 1
         name = f"actor {member.index}"
-        error = member.error or RoleDied(name, member.process.exitcode, hint="its log may say more")
+        hint = "its log may say more; a script that starts processes needs if __name__ == '__main__'"
+        error = member.error or RoleDied(name, member.process.exitcode, hint=hint)
         killed = member.error is None and member.process.exitcode in (-signal.SIGKILL, -signal.SIGTERM)
         if self._weights is None or member.deaths >= (KILLS if killed else FAILURES):
             raise error

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -201,6 +202,16 @@ def test_an_actor_that_cannot_work_ends_the_session(
 ) -> None:
     with pytest.raises(error, match=said):
         run_session(settings("dqn", topology=TURNS), tmp_path, open_envs)
+
+
+def test_environments_that_only_this_process_knows(tmp_path: Path) -> None:
+    bound = 3.0
+    opens = lambda count: far_envs.walks(int(bound) - 3 + count)  # noqa: E731  # a lambda is what is tried
+    result = run_session(settings("ppo", topology=TURNS), tmp_path / "made", opens)
+    assert result.status == "budget spent"
+    lock = threading.Lock()
+    with pytest.raises(SpecError, match="cannot be sent to another process"):
+        run_session(settings("ppo", topology=TURNS), tmp_path / "held", lambda count: (lock, far_envs.walks(count))[1])
 
 
 def test_environments_that_break_now_and_then_are_replaced(tmp_path: Path) -> None:
