@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,8 @@ class Progress:
     """Of the last `window` episodes, over bodies; NaN before the first."""
     updates: int
     """Batches learnt from."""
+    processes: Mapping[str, float] = field(default_factory=dict)
+    """What was measured of actors beside the last batch; empty where one process does all."""
 
 
 def seed_of(root: int, *path: str) -> int:
@@ -174,7 +176,8 @@ class Course:
             if on_progress is not None:
                 updates = sum(learner.version for learner in self._learners)
                 seconds, episodes = self.records.seconds, self.records.episode_count
-                on_progress(Progress(self._env_steps, seconds, episodes, float(np.mean(means)), updates))
+                beside = self._learners[0].beside
+                on_progress(Progress(self._env_steps, seconds, episodes, float(np.mean(means)), updates, beside))
             if stop.is_set():
                 return "interrupted"
             full = all(len(last) == settings.window for last in self._last.values())

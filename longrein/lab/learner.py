@@ -56,6 +56,7 @@ class Learner:
         self.records = records
         self.where = where
         self.version = 0
+        self.beside: dict[str, float] = {}  # what was recorded beside the last update's own measures
         self._shared = shared
         self._rollout = Rollout(algorithm.rollout_steps)
         self._measured: list[dict[str, float]] = []  # since the last row
@@ -70,7 +71,8 @@ class Learner:
         """Learn from a whole rollout; True when it made an update. beside: what else is to be recorded of it."""
         if not batch.valid.any():
             return False  # every environment was lost at once, for a whole rollout
-        self._measured.append(self.algorithm.update(batch) | dict(beside or {}))
+        self.beside = dict(beside or {})
+        self._measured.append(self.algorithm.update(batch) | self.beside)
         self.version += 1
         if self._shared is not None:
             self._shared.spread(self.algorithm)

@@ -52,7 +52,7 @@ def train(spec: Spec, data: Path, processes: int | None = None, *, resume: Path 
         def tell(seed: int, at: SessionProgress) -> None:
             if seed not in tasks:
                 tasks[seed] = progress.add_task(f"session {seed}", total=spec.meta.env_steps, says="")
-            says = f"{at.env_steps:,} env steps, mean return {at.mean_return:.1f}"
+            says = f"{at.env_steps:,} env steps, mean return {at.mean_return:.1f}{told_of(at.processes)}"
             progress.update(tasks[seed], completed=at.env_steps, says=says)
 
         trial = run_trial(spec, data, processes=processes, on_progress=tell, resume=resume)
@@ -68,6 +68,18 @@ def train(spec: Spec, data: Path, processes: int | None = None, *, resume: Path 
         return 1
     ended = [result is None or result.status == "interrupted" for result in trial.sessions]
     return INTERRUPTED if any(ended) else 0
+
+
+def told_of(processes: Mapping[str, float]) -> str:
+    """What the live line says of a session's processes, where it has several: ", lag 0.9, queue 50 %, ..."."""
+    said = [f"lag {processes['actor_lag']:.1f}"] if "actor_lag" in processes else []
+    for name, word in (("queue", "queue"), ("learner_waiting", "learner waits"), ("actor_waiting", "actors wait")):
+        if name in processes:
+            said.append(f"{word} {processes[name]:.0%}")
+    for name, word in (("actors_replaced", "replaced"), ("environments", "environments")):
+        if processes.get(name):
+            said.append(f"{processes[name]:.0f} {word}")
+    return "".join(f", {one}" for one in said)
 
 
 def resume_run(folder: Path, processes: int | None = None) -> int:

@@ -145,8 +145,10 @@ def test_a_session_in_turns_resumes_to_the_bit(tmp_path: Path) -> None:
 
 def test_actors_run_ahead_and_the_lag_is_measured(tmp_path: Path) -> None:
     asked = settings("impala", max_env_steps=4000, topology=Topology(actors=2, ahead=2))
-    result = run_session(asked, tmp_path, far_envs.walks)
+    told: list[Progress] = []
+    result = run_session(asked, tmp_path, far_envs.walks, told.append)
     assert result.status == "budget spent"
+    assert told[-1].processes.keys() >= {"actor_lag", "queue", "learner_waiting", "actor_waiting"}
     rows = records.read_table(result.folder / "metrics.csv")
     bins = np.array([rows[f"lag_{low}"] for low in (0, 1, 2, 4, 8, 16)])
     assert np.allclose(bins.sum(0), 1.0)

@@ -155,3 +155,9 @@ def test_mistakes_at_the_command_line_are_one_clear_message(tmp_path: Path) -> N
         assert done.stderr.startswith("longrein: ")
         assert says in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_live_line_says_how_a_sessions_processes_do() -> None:
+    measured = {"actor_lag": 0.94, "queue": 0.5, "learner_waiting": 0.031, "actor_waiting": 0.4, "actors_replaced": 2.0}
+    assert modes.told_of(measured) == ", lag 0.9, queue 50%, learner waits 3%, actors wait 40%, 2 replaced"
+    assert modes.told_of({}) == ""
