@@ -157,7 +157,9 @@ def poisoned(batch: Batch) -> tuple[Batch, Batch]:
 
 
 @pytest.mark.parametrize(
-    "switched", [*SWITCHES, {"imitation": SelfImitation(min_size=8, updates_per_step=0.1)}], ids=str
+    "switched",
+    [*SWITCHES, {"imitation": SelfImitation(min_size=8, updates_per_step=0.1)}, {"scale_reward": True}],
+    ids=str,
 )
 def test_an_invalid_row_changes_nothing(switched: dict[str, Any]) -> None:
     made = probes.batches(probes.vector(probes.Imitate), make(), 3)
@@ -169,6 +171,16 @@ def test_an_invalid_row_changes_nothing(switched: dict[str, Any]) -> None:
         assert torch.equal(a, b)
         assert not a.isnan().any()
     assert one.env_steps == 3 * (8 * 5 - 1)
+
+
+def test_scaled_rewards_are_the_same_whatever_their_unit() -> None:
+    made = probes.batches(probes.vector(probes.Imitate), make(), 3)
+    one, two = (make(scale_reward=True) for _ in range(2))
+    for batch in made:
+        one.update(batch)
+        two.update(dataclasses.replace(batch, reward=1000.0 * batch.reward))
+    for a, b in zip(one.policy.parameters(), two.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_a_batch_without_a_valid_row_is_refused() -> None:
@@ -197,7 +209,9 @@ def test_metrics_have_the_same_names_each_time(switched: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    "switched", [*SWITCHES, {"imitation": SelfImitation(min_size=8, updates_per_step=0.1)}], ids=str
+    "switched",
+    [*SWITCHES, {"imitation": SelfImitation(min_size=8, updates_per_step=0.1)}, {"scale_reward": True}],
+    ids=str,
 )
 def test_going_on_from_a_save_is_going_on(switched: dict[str, Any], tmp_path: Any) -> None:
     made = probes.batches(probes.vector(probes.LaterReward), make(probes.LaterReward), 6)

@@ -6,7 +6,7 @@ docs/algorithms/a2c.md lists where we differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -21,6 +21,7 @@ from longrein.learn.batch import Batch
 from longrein.learn.episodes import EpisodeStore
 from longrein.learn.imitation import Imitator, SelfImitation
 from longrein.learn.natural import Natural, NaturalGradient, networks, section
+from longrein.learn.normalise import RewardScale
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
 from longrein.learn.returns import gae, n_step_returns
 from longrein.learn.schedules import Schedule, value_at
@@ -63,6 +64,10 @@ class Config:
     """Global norm to which gradients are clipped."""
     normalise_advantage: bool = False
     """Whether the advantages of each update are brought to mean 0 and deviation 1."""
+    scale_reward: bool = False
+    """Whether rewards are divided by the running deviation of the discounted return."""
+    normal_clip: float = 10.0
+    """Deviations to which scaled rewards are clipped."""
     shared: bool = False
     """Whether policy and value share one torso, rather than having one each."""
     imitation: SelfImitation | None = None
@@ -117,6 +122,7 @@ class A2C:
         if config.natural is not None:
             self.natural = Natural(config.natural, networks(self.policy), self.generator)
             self._value_weight = self.natural.value_weight(config.value_weight)
+        self.reward_scale = RewardScale(config.gamma, config.normal_clip) if config.scale_reward else None
         self.episodes = EpisodeStore(config.max_episode_steps) if config.episodic else None
         self.imitator = Imitator(config.imitation, gamma=config.gamma) if config.imitation is not None else None
         self.env_steps = 0  # valid rows seen
@@ -142,6 +148,8 @@ class A2C:
             self.natural.schedule(self.env_steps)
             lr = self.natural.lr
         self.env_steps += rows
+        if self.reward_scale is not None:
+            batch = replace(batch, reward=self.reward_scale.scale(batch.reward, batch.done, batch.valid))
         measured = self._on_policy(batch, entropy_weight) | {"lr": lr, "entropy_weight": entropy_weight}
         if self.imitator is not None:
             self.imitator.add(batch, self.policy.value)
@@ -157,6 +165,7 @@ class A2C:
             "optimizer": self.optimizer.state_dict(),
             "natural": None if self.natural is None else self.natural.state_dict(),
             "generator": self.generator.get_state(),
+            "reward_scale": None if self.reward_scale is None else self.reward_scale.state_dict(),
             "episodes": None if self.episodes is None else self.episodes.state_dict(),
             "imitation": None if self.imitator is None else self.imitator.state_dict(),
             "env_steps": self.env_steps,
@@ -170,6 +179,8 @@ class A2C:
         if self.natural is not None:
             self.natural.load_state_dict(state["natural"])
         self.generator.set_state(state["generator"])
+        if self.reward_scale is not None:
+            self.reward_scale.load_state_dict(state["reward_scale"])
         if self.episodes is not None and state["episodes"] is not None:
             self.episodes.load_state_dict(state["episodes"])
         if self.imitator is not None and state["imitation"] is not None:
