@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ from longrein.lab.actor import act, autoreset_mode
 from longrein.lab.games import Games, Table
 from longrein.learn.algorithms import Policy, initial_state
 
+LOSSES = 20
+"""Of its environment, before its end, after which an episode is given up."""
+log = logging.getLogger(__name__)
+
 
 def evaluate(
     policy: Policy,
@@ -25,15 +30,26 @@ def evaluate(
 ) -> list[tuple[int, int, float]]:
     """Play one episode on each seed, as many at a time as there are environments.
 
+    An episode whose environment is lost meanwhile is played again from its start.
     Returns (seed, length in env steps, undiscounted return) for each, in the order of `seeds`.
-    Raises RunError when an environment is lost meanwhile, since its episode was not played to its end.
+    Raises RunError when that happens LOSSES times to one.
     """
-    played: list[tuple[int, int, float]] = []
-    while len(played) < len(seeds):
-        now = list(seeds[len(played) : len(played) + envs.num_envs])
-        lengths, returns = _round(policy, envs, now, deterministic, generator)
-        played += zip(now, lengths, returns, strict=True)
-    return played
+    played: dict[int, tuple[int, int, float]] = {}
+    waiting, losses = list(range(len(seeds))), [0] * len(seeds)
+    while waiting:
+        now, waiting = waiting[: envs.num_envs], waiting[envs.num_envs :]
+        lengths, returns, lost = _round(policy, envs, [seeds[index] for index in now], deterministic, generator)
+        for row, index in enumerate(now):
+            if not lost[row]:
+                played[index] = seeds[index], lengths[row], returns[row]
+                continue
+            losses[index] += 1
+            if losses[index] == LOSSES:
+                raise RunError(f"an environment was lost {LOSSES} times while it was evaluated on seed {seeds[index]}",
+                               hint="longrein run --resume RUN evaluates again")  # fmt: skip
+            log.warning("an environment was lost during evaluation; seed %d is played again", seeds[index])
+            waiting.append(index)
+    return [played[index] for index in range(len(seeds))]
 
 
 def evaluate_games(
@@ -77,8 +93,10 @@ def _round(
     seeds: list[int],
     deterministic: bool,
     generator: torch.Generator | None,
-) -> tuple[list[int], list[float]]:
+) -> tuple[list[int], list[float], list[bool]]:
+    """Of one episode on each seed: lengths, returns, and whether its environment was lost before its end."""
     count = len(seeds)
+    lost = np.zeros(envs.num_envs, np.bool_)
     lengths = np.zeros(envs.num_envs, np.int64)
     returns = np.zeros(envs.num_envs)
     playing = np.arange(envs.num_envs) < count
@@ -91,12 +109,12 @@ def _round(
         action, extras = act(policy, policy.encode(raw), state, deterministic=deterministic, generator=generator)
         state = extras.get("next_state")  # type: ignore[assignment]  # float32, as the policy's contract says
         raw, reward, terminated, truncated, infos = envs.step(policy.for_env(action))
-        if np.any(np.asarray(infos.get("restarted", False)) & playing):
-            raise RunError("an environment was lost during evaluation", hint="evaluate the checkpoint again")
+        lost |= playing & np.asarray(infos.get("restarted", False), np.bool_)
+        playing &= ~lost
         returns += np.where(playing, reward, 0.0)
         lengths += playing
         done = terminated | truncated
         playing &= ~done
         if by_hand and done.any():
             raw, _ = envs.reset(options={"reset_mask": done})
-    return lengths[:count].tolist(), returns[:count].tolist()
+    return lengths[:count].tolist(), returns[:count].tolist(), lost[:count].tolist()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,30 @@ def test_evaluation_plays_each_seed_once_in_each_mode(mode: AutoresetMode) -> No
             length, over = length + 1, terminated or truncated
         expected.append((seed, length, float(length)))
     assert rows == expected
+
+
+class Losing(gymnasium.vector.VectorWrapper):
+    """Says now and then that an environment was lost, and replaced."""
+
+    def __init__(self, envs: Any, at: Container[int], row: int) -> None:
+        super().__init__(envs)
+        self.at, self.row, self.steps = at, row, 0
+
+    def step(self, actions: Any) -> Any:
+        self.steps += 1
+        *rest, infos = super().step(actions)
+        if self.steps in self.at:
+            infos = infos | {"restarted": np.arange(self.num_envs) == self.row}
+        return *rest, infos
+
+
+def test_an_episode_whose_environment_is_lost_is_played_again() -> None:
+    envs = cartpoles(2)
+    policy = algorithms.load("ppo")[1](Config(), envs.single_observation_space, envs.single_action_space, 0).policy
+    undisturbed = evaluate(policy, envs, [5, 6, 7, 8])
+    assert evaluate(policy, Losing(envs, (2, 11, 30), row=1), [5, 6, 7, 8]) == undisturbed
+    with pytest.raises(RunError, match="was lost 20 times"):
+        evaluate(policy, Losing(envs, range(10_000), row=0), [5, 6, 7, 8])
 
 
 def test_training_and_evaluation_never_share_a_seed() -> None:
