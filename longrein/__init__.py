@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from longrein.link.server import dial as dial
     from longrein.link.server import serve as serve
     from longrein.link.vector import RemoteVectorEnv as RemoteVectorEnv
-    from longrein.link.vector import connect_vec as connect_vec
+    from longrein.link.vectors import connect_vec as connect_vec
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,7 @@ _HOMES = {
     "connect_aec": "longrein.link.multiagent",
     "connect_parallel": "longrein.link.multiagent",
     "connect_policy": "longrein.link.policy",
-    "connect_vec": "longrein.link.vector",
+    "connect_vec": "longrein.link.vectors",
     "dial": "longrein.link.server",
     "load_policy": "longrein.lab.saved_policy",
     "make_evaluator": "longrein.front",

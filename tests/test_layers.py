@@ -92,7 +92,9 @@ MAY |= {
     f"longrein.link.{name}": (*CLIENTS, "longrein.link.attributes", "longrein.link.dialects")
     for name in ("env", "vector", "multiagent")
 }
-MAY["longrein.link.check"] = (*CLIENTS, "longrein.link.env", "longrein.link.vector")
+MAY["longrein.link.elastic"] = (*CLIENTS, "longrein.link.vector")
+MAY["longrein.link.vectors"] = ("longrein.link.vector", "longrein.link.elastic", "longrein.link.dialects")
+MAY["longrein.link.check"] = (*CLIENTS, "longrein.link.env", "longrein.link.vectors")
 
 LISTENING = tuple(
     f"longrein.link.{name}" for name in ("codec", "dialects", "messages", "protocol", "spaces", "transports")

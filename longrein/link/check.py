@@ -16,7 +16,7 @@ from rich.table import Table
 from longrein.errors import Error, LocalProtocolError, SpaceError
 from longrein.link import messages as m
 from longrein.link.env import RemoteEnv, connect
-from longrein.link.vector import connect_vec
+from longrein.link.vectors import connect_vec
 
 
 @dataclass(frozen=True)

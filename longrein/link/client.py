@@ -47,6 +47,8 @@ class LinkOptions:
     """Seconds during which a lost connection is tried again before ConnectError."""
     pause: float = 1.0
     """Longest pause between two tries, in seconds; the first ones are shorter."""
+    patience: float = 90.0
+    """Seconds that an elastic vector environment waits while none of its environments is there."""
     silence: float = 10.0
     """Seconds without any word from the server, not even "working", after which a connection counts as dead."""
     token: str | None = None
@@ -98,6 +100,7 @@ class Client:
         self._bare_step: codec.Bare
         self._bare_stepped = codec.Bare(m.Stepped(self._sheet.lease, 0))
         self._connection: Connection | None = None
+        self.draining = False  # whether the server has said that it is to stop
         self.lines = 0  # how many lines it has had: a descriptor's number may come again with another line
         self._route = ""
         self._closed = False
@@ -232,6 +235,8 @@ class Client:
                             return reply, data, offset
                     elif type(reply) is m.Working and reply.n == n:
                         self._working = reply.elapsed
+                    elif type(reply) is m.Draining:
+                        self.draining = True
                     elif type(reply) is m.Fault and reply.lease == "":
                         raise self._error(reply)
             wait = deadline - time.monotonic()

@@ -308,7 +308,7 @@ class Server:
             self._draining = time.monotonic()
             log.info("draining: %d leases have %.0f s to finish", len(self._leases), self.limits.drain_seconds)
             for lease in self._leases.values():
-                if lease.line is not None and lease.line.persistent:
+                if lease.line is not None and lease.line.hears:
                     reply = m.Draining(lease.name, 0, self.limits.drain_seconds)
                     lease.line.send(encode_reply(reply, lease.text), final=False)
 

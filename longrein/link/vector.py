@@ -18,11 +18,18 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from longrein.errors import ConnectError, ConnectionClosed, LeaseLost, LinkTimeout, LocalProtocolError, SpecError
+from longrein.errors import (
+    ConnectError,
+    ConnectionClosed,
+    LeaseLost,
+    LinkError,
+    LinkTimeout,
+    LocalProtocolError,
+    SpecError,
+)
 from longrein.link import codec, spaces
 from longrein.link import messages as m
 from longrein.link.client import Answer, Client, LinkOptions, link_options, listening
-from longrein.link.dialects import dialect_of
 
 Array = np.ndarray[Any, Any]
 Infos = dict[str, Any]
@@ -51,17 +58,26 @@ class Rows:
 class Part:
     """One lease of a vector environment: the environments `first` to `first + count`."""
 
-    def __init__(self, client: Client, first: int) -> None:
-        self.client = client
+    def __init__(self, url: str, first: int, count: int, client: Client | None = None) -> None:
+        self.url = url
         self.first = first
-        self.count = client.opened.num_envs
-        self.ids = np.arange(first, first + self.count)
+        self.count = count
+        self.ids = np.arange(first, first + count)
+        self.lease = client
         self.asked: Array | None = None  # the ids that an unanswered step is about
         self.number = 0
         self.observations: Any = None  # the last batch seen, what a partial reset and a restart answer with
         self.fresh: tuple[Any, Any] | None = None  # after a restart under next-step autoreset: what its reset gave
         self.mending: Future[Any] | None = None
         self.watched: tuple[Client, int, int] | None = None  # whose line, which of its lines, and its descriptor
+        self.playing = True  # False where it has had no reset yet
+
+    @property
+    def client(self) -> Client:
+        """Who holds the lease. Raises LinkError where nobody does."""
+        if self.lease is None:
+            raise LinkError(f"environment {self.first} is not there now", url=self.url)
+        return self.lease
 
 
 class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
@@ -99,11 +115,10 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._pending = False
         self._kept: list[Rows] = []  # answers that came before an error was raised
+        self._posted: list[Part] = []  # those that were asked since somebody waited last
+        self._looked_at = 0.0  # when all lines were looked at last, not only those that something came for
         plan = _spread(list(urls), num_envs, envs_per_lease)
-        self._open_parts(plan)
-        opened = self._parts[0].client.opened
-        for part in self._parts:
-            self._demand_same(opened, part.client)
+        opened = self._open_parts(plan)
         self.num_envs = num_envs
         self.single_observation_space = spaces.space_from(opened.observation_space)
         self.single_action_space = spaces.space_from(opened.action_space)
@@ -118,16 +133,28 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         self._part_of = np.repeat(np.arange(len(self._parts)), [part.count for part in self._parts])
         self._seeds = np.random.SeedSequence()  # of environments that replace lost ones
 
-    def _open_parts(self, plan: list[tuple[str, int, int]]) -> None:
+    def _open_parts(self, plan: list[tuple[str, int, int]]) -> m.Opened:
+        """Open a lease for each part of the plan; what the first of them opened, as did all others."""
+        self._open_leases(plan)
+        opened = self._parts[0].client.opened
+        for part in self._parts:
+            try:
+                demand_same(self._parts[0].client, part.client)
+            except SpecError:
+                self.close()
+                raise
+        return opened
+
+    def _open_leases(self, plan: list[tuple[str, int, int]]) -> None:
         if len(plan) == 1:
             ((url, first, count),) = plan
-            self._parts.append(Part(self._client(url, count), first))
+            self._parts.append(_part_of(url, first, self._client(url, count)))
             return
         with ThreadPoolExecutor(min(len(plan), _OPENING_THREADS)) as pool:
             futures = [pool.submit(self._client, url, count) for url, _, count in plan]
             try:
-                for (_, first, _), future in zip(plan, futures, strict=True):
-                    self._parts.append(Part(future.result(), first))
+                for (url, first, _), future in zip(plan, futures, strict=True):
+                    self._parts.append(_part_of(url, first, future.result()))
             except BaseException:
                 for future in futures:
                     future.cancel()
@@ -147,16 +174,6 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
                 hint=f"use longrein.connect_{client.opened.kind}(url)",
             )
         return client
-
-    def _demand_same(self, opened: m.Opened, client: Client) -> None:
-        for name in ("observation_space", "action_space", "reward_shape"):
-            if getattr(client.opened, name) != getattr(opened, name):
-                self.close()
-                raise SpecError(
-                    "urls",
-                    f"{client.url} has another {name} than {self._parts[0].client.url}",
-                    hint="one vector environment needs the same environment at each server",
-                )
 
     # ------------------------------------------------------------------------------------------------------- reset
 
@@ -184,12 +201,15 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
                 continue
             part.fresh = None
             part_seeds = None if seeds is None else seeds[own]
-            part.number = part.client.post(m.Reset, part_seeds, codec.wrap(options) or None, part_mask)
-            asked.append(part)
+            if self._post_reset(part, part_seeds, codec.wrap(options) or None, part_mask):
+                asked.append(part)
         rows: list[tuple[int, Infos]] = []
         ready: Infos = {}
         for part in asked:
-            reply, data, offset = self._reset_answer(part)
+            answer = self._reset_answer(part)
+            if answer is None:
+                continue
+            reply, data, offset = answer
             part.observations = self._observations.unpack_batch(data, offset, part.count, reply.observations)
             if isinstance(reply.infos, dict):
                 ready = self._placed(ready, reply.infos, part.ids, self.num_envs)
@@ -197,13 +217,18 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
                 rows += [(part.first + index, info) for index, info in enumerate(reply.infos)]
         return self._all_observations(), {**ready, **gather_infos(rows, self.num_envs)}
 
-    def _reset_answer(self, part: Part) -> Answer:
+    def _post_reset(self, part: Part, *fields: Any) -> bool:
+        """Send a reset; whether there is to be an answer."""
+        part.number = part.client.post(m.Reset, *fields)
+        return True
+
+    def _reset_answer(self, part: Part) -> Answer | None:
         try:
             return part.client.answer(part.number)
         except LeaseLost:
             if self._on_loss == "raise":
                 raise
-            part.client = self._client(part.client.url, part.count)
+            part.lease = self._client(part.url, part.count)
             return part.client.ask(m.Reset, self._new_seeds(part.count))
 
     def _seeds_of(self, seed: int | Sequence[int | None] | None) -> list[int | None] | None:
@@ -287,26 +312,28 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         """Send one lease its actions; `ids` None means all of its environments."""
         asked = part.ids if ids is None else ids
         count = len(asked)
+        self._posted.append(part)
         region, loose = self._actions.pack_batch(actions, count)  # raises before anything is under way
         part.asked = asked
-        if part.fresh is not None:
-            return  # it was restarted: like any next-step reset, this step's action is not used
+        if part.fresh is not None or part.mending is not None:
+            return  # it was restarted: like any next-step reset, this step's action is not used; or it is not there
         some = None if count == part.count and ids is None else (asked - part.first).tolist()
         if some == list(range(part.count)):
             some = None
         try:
             part.number = part.client.post(m.Step, loose, some, region=region)
-        except (LeaseLost, ConnectError):
+        except (LeaseLost, ConnectError) as error:
             if self._on_loss == "raise":
                 part.asked = None
                 raise
-            self._repair(part, self._replace)
+            self._repair(part, self._replace, error)
         except BaseException:
             part.asked = None
             raise
 
     def _wait(self, part: Part, timeout: float | None) -> Rows:
         """The one lease's answer: the short way when there is nobody else to wait for."""
+        self._posted = [part]
         if part.mending is not None:
             return self._ready(part.count, timeout)[0]
         try:
@@ -331,53 +358,62 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         gathered, self._kept = self._kept, []
         count = sum(len(rows.ids) for rows in gathered)
         try:
-            for part in self._parts:
+            posted, self._posted = self._posted, []
+            for part in posted:
                 if part.asked is None:
                     continue
                 if part.fresh is not None:
                     gathered.append(self._fresh_rows(part))
                     count += len(gathered[-1].ids)
-                else:
+                elif part.mending is None:
                     self._watch(part)
             while True:
-                for part in self._readable(0.0 if count >= min_ready else self._patience(deadline)):
+                for part in self._readable(0.0 if self._enough(count, min_ready) else self._patience(deadline)):
                     rows = self._look(part)
                     if rows is not None:
                         gathered.append(rows)
                         count += len(rows.ids)
-                if count >= min_ready:
+                if self._enough(count, min_ready):
                     return gathered
                 if deadline is not None and time.monotonic() > deadline:
                     raise LinkTimeout(
                         f"{count} environments were ready within {seconds:g} s, {min_ready} were wanted",
                         seconds=seconds or 0.0,
-                        url=self._parts[0].client.url,
+                        url=self._parts[0].url,
                     )
         except BaseException:
             self._kept = gathered  # for the next call
             raise
+
+    def _enough(self, count: int, min_ready: int) -> bool:
+        """Whether so many ready environments are what was waited for."""
+        return count >= min_ready
 
     def _patience(self, deadline: float | None) -> float:
         return _TURN_SECONDS if deadline is None else max(0.0, min(_TURN_SECONDS, deadline - time.monotonic()))
 
     def _readable(self, wait: float) -> list[Part]:
         """Leases that something came for, and those that are being mended or have been silent for too long."""
-        found = []
+        found, woken = [], False
         for key, _ in self._selector.select(min(wait, self._link.silence)):
             if key.data is None:
                 os.read(self._woken, 4096)
-            else:
+                woken = True
+            elif key.data.asked is not None:
                 found.append(key.data)
         now = time.monotonic()
+        if not woken and now - self._looked_at < _TURN_SECONDS:
+            return found
+        self._looked_at = now
         silence = self._link.silence
         others = [
             part
             for part in self._parts
             if part.asked is not None
             and part.fresh is None
-            and (part.mending is not None or part.client.silent_for(now) > silence)
+            and (part.client.silent_for(now) > silence if part.mending is None else part.mending.done())
         ]
-        return [part for part in found if part.asked is not None and part not in others] + others
+        return [part for part in found if part not in others] + others
 
     def _watch(self, part: Part) -> None:
         """Have the selector wait for this lease's line. A closed descriptor's number may have gone to another line."""
@@ -422,12 +458,12 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
             part.client.break_line()
         except ConnectionClosed:
             part.client.break_line()
-        except LeaseLost:
+        except LeaseLost as error:
             if self._on_loss == "raise":
                 part.asked = None
                 raise
             self._forget(part)
-            self._repair(part, self._replace)
+            self._repair(part, self._replace, error)
             return None
         except BaseException:
             part.asked = None
@@ -436,8 +472,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
         self._repair(part, self._mend)
         return None
 
-    def _repair(self, part: Part, how: Callable[[Part], Any]) -> None:
-        """Mend in a thread, and end the wait when that is done."""
+    def _repair(self, part: Part, how: Callable[[Part], Any], error: LinkError | None = None) -> None:
+        """Mend in a thread, and end the wait when that is done. error: what says that the lease is gone."""
         part.mending = self._threads().submit(how, part)
         part.mending.add_done_callback(lambda _: self._wake_up())
 
@@ -464,9 +500,9 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _replace(self, part: Part) -> Any:
         """New environments in place of lost ones: what their first reset gave."""
-        url, count = part.client.url, part.count
+        count = part.count
         part.client.close()
-        part.client = self._client(url, count)
+        part.lease = self._client(part.url, count)
         reply, data, offset = part.client.ask(m.Reset, self._new_seeds(count))
         return self._observations.unpack_batch(data, offset, count, reply.observations), reply.infos
 
@@ -622,7 +658,8 @@ class RemoteVectorEnv(VectorEnv[Any, Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         """Give all leases back."""
         for part in self._parts:
-            part.client.close()
+            if part.lease is not None:
+                part.lease.close()
         if self._pool is not None:
             self._pool.shutdown(wait=False)
         self._selector.close()
@@ -651,6 +688,21 @@ def gather_infos(pairs: list[tuple[int, Infos]], size: int) -> Infos:
     return _InfoGatherer(size).gather(pairs) if pairs else {}
 
 
+def demand_same(one: Client, other: Client) -> None:
+    """Raise SpecError unless both opened the same environment."""
+    for name in ("observation_space", "action_space", "reward_shape"):
+        if getattr(one.opened, name) != getattr(other.opened, name):
+            raise SpecError(
+                "urls",
+                f"{other.url} has another {name} than {one.url}",
+                hint="one vector environment needs the same environment at each server",
+            )
+
+
+def _part_of(url: str, first: int, client: Client) -> Part:
+    return Part(url, first, client.opened.num_envs, client)
+
+
 def _spread(urls: list[str], num_envs: int, envs_per_lease: int | None) -> list[tuple[str, int, int]]:
     """(url, first, count) for each lease: as even as it goes over the URLs."""
     if num_envs < len(urls):
@@ -664,23 +716,3 @@ def _spread(urls: list[str], num_envs: int, envs_per_lease: int | None) -> list[
             first += count
             left -= count
     return plan
-
-
-def connect_vec(url: str | Sequence[str], num_envs: int | None = None, **options: Any) -> VectorEnv[Any, Any, Any]:
-    """Far environments as a `gymnasium.vector.VectorEnv`.
-
-    url: as for `connect`, or a list of such, over which the environments are spread.
-    num_envs: how many; without it one for each URL. envs_per_lease: how many go together in one message (default: all
-    of a URL); 1 lets each answer for itself in `recv`. autoreset: "next_step" (Gymnasium's default), "same_step" or
-    "disabled". on_loss: "raise" or "restart".
-    Further options: those of `LinkOptions`; all others go to the environments' maker.
-    """
-    urls = [url] if isinstance(url, str) else list(url)
-    if not urls:
-        raise SpecError("url", "no URL was given")
-    dialect = dialect_of(urls[0])
-    if dialect is not None:
-        from longrein.link.dialects.vector import connect_vec as connect_dialect_vec
-
-        return connect_dialect_vec(dialect, urls, num_envs, **options)
-    return RemoteVectorEnv(urls, num_envs if num_envs is not None else len(urls), **options)

@@ -51,6 +51,7 @@ class Holder:
     """A lease of one environment. To the server it is the line on which the lease lives."""
 
     persistent = True
+    hears = True
 
     def __init__(self, handler: Handler, peer: Peer) -> None:
         self.peer = peer

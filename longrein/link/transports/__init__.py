@@ -37,6 +37,7 @@ class Line(Protocol):
 
     peer: Peer
     persistent: bool  # False where a line lasts for one request only: its loss then says nothing about the client
+    hears: bool  # whether a word reaches the client between its requests, too
 
     def route(self, lease: str) -> str:
         """Where the client must send what concerns this lease; "" where the line itself leads there."""

@@ -182,6 +182,7 @@ class AppLine:
     """One request that waits for its answer."""
 
     persistent: bool = False
+    hears: bool = False
 
     def __init__(self, peer: Peer, answer: asyncio.Future[bytes | None]) -> None:
         self.peer = peer

@@ -84,6 +84,7 @@ class RequestLine:
 
     __slots__ = ("_connection", "answer", "head", "last", "peer")
     persistent: bool = False
+    hears: bool = False
 
     def __init__(self, connection: HttpProtocol, head: Head) -> None:
         self.peer = head.peer

@@ -51,6 +51,7 @@ class MemoryLine:
     """The server's end of a line: what it sends lies in the connection's queue."""
 
     persistent = True
+    hears = True
 
     def __init__(self, connection: MemoryConnection) -> None:
         self.peer = Peer("memory", token=connection.token)

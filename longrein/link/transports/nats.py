@@ -131,6 +131,7 @@ class _Line:
 
     __slots__ = ("_owner", "_reply", "_responder", "peer")
     persistent = False
+    hears = True
 
     def __init__(self, owner: NatsListener, responder: Responder, reply: str) -> None:
         self._owner = owner

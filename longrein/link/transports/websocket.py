@@ -19,7 +19,8 @@ import struct
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,7 @@ PICOWS_LOG.setLevel(logging.WARNING)  # it has a line for each connection
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _BUFFER_BYTES: Final = 1 << 16
 _WAIT_SECONDS: Final = 0.25  # how long one blocking read waits before deadlines are looked at
+_ACCEPT_SECONDS: Final = 0.2  # how long one of those who wait for a system looks for all of them
 _REDIAL_SECONDS: Final = (0.1, 5.0)  # the first pause and the longest
 _CONTINUE, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _WHOLE: Final = b"\x81\x82"  # how a text or a binary message of one frame begins
@@ -449,6 +451,7 @@ class _Line(WSListener):
     """The server's end of one WebSocket."""
 
     persistent = True
+    hears = True
 
     def __init__(self, owner: _Lines, peer: Peer) -> None:
         self.peer = peer
@@ -740,7 +743,9 @@ class _Hub:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._awaited: list[str] = []  # systems whose lease somebody is to take up again
+        self._accepting = False  # one thread accepts for all that wait, a moment at a time
         self._waiting: deque[tuple[str, socket.socket, bytes]] = deque()
         try:
             if address.scheme == "ws+unix":
@@ -757,7 +762,7 @@ class _Hub:
     def take(self, options: ConnectOptions) -> WebSocketConnection:
         """The next system that dials in. Raises LinkTimeout when none does."""
         deadline = time.monotonic() + options.timeout
-        with self._lock:
+        with self._changed, self._awaiting(options.instance):
             while (found := self._wanted(options.instance)) is None:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -767,20 +772,41 @@ class _Hub:
                         url=self.address.url,
                         hint=f"start it: longrein serve ENV --dial {self.address.url}",
                     )
-                self._listening.settimeout(left)
-                try:
-                    sock, _ = self._listening.accept()
-                except TimeoutError:
-                    continue
-                self._greet(sock, options)
+                if self._accepting:
+                    self._changed.wait(left)
+                else:
+                    self._accept(min(left, _ACCEPT_SECONDS), options)
             self._waiting.remove(found)
             _, sock, extra = found
         return WebSocketConnection(sock, self.address.url, options.max_message_bytes, masks=False, extra=extra)
 
+    @contextmanager
+    def _awaiting(self, instance: str) -> Iterator[None]:
+        self._awaited.append(instance or "-")
+        try:
+            yield
+        finally:
+            self._awaited.remove(instance or "-")
+
+    def _accept(self, seconds: float, options: ConnectOptions) -> None:
+        """Let one system in, while others wait for theirs."""
+        self._accepting = True
+        self._changed.release()
+        try:
+            self._listening.settimeout(seconds)
+            sock, _ = self._listening.accept()
+            self._greet(sock, options)
+        except TimeoutError:
+            pass  # whoever is let in next may be another's
+        finally:
+            self._changed.acquire()
+            self._accepting = False
+            self._changed.notify_all()
+
     def _wanted(self, instance: str) -> tuple[str, socket.socket, bytes] | None:
         """The system that waited longest, or the latest line of the one that is wanted."""
         if not instance:
-            return self._waiting[0] if self._waiting else None
+            return next((one for one in self._waiting if one[0] not in self._awaited), None)
         return next((one for one in reversed(self._waiting) if one[0] == instance), None)
 
     def _greet(self, sock: socket.socket, options: ConnectOptions) -> None:
