@@ -14,8 +14,9 @@ A cut ends all episodes after a step, from our side: their rows are truncated, a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import gymnasium
@@ -58,19 +59,38 @@ def connect(
     options: Mapping[str, Any] | None = None,
     autoreset: str = "same_step",
     token: str | None = None,
+    each: bool = False,
+    elastic: bool = False,
 ) -> VectorEnv[Any, Any, Any]:
     """Far environments that replace themselves when they are lost; over one lease for each URL that is needed.
 
     options: for the environments' maker, as the server allows. Same-step autoreset costs no round trip at the end of
-    an episode. What is served in a dialect is not replaced when it is lost. Raises LinkError, SpecError.
+    an episode. each: a lease for each environment, which then answers for itself. elastic: they may come and go.
+    What is served in a dialect is not replaced when it is lost. Raises LinkError, SpecError.
     """
     from longrein.link.dialects import dialect_of
-    from longrein.link.vector import connect_vec
+    from longrein.link.vectors import connect_vec
 
     places = [urls] if isinstance(urls, str) else list(urls)[:num_envs]
-    own = {"on_loss": "restart"} if dialect_of(places[0]) is None else {}
-    link = {} if token is None else {"token": token}
+    own: dict[str, Any] = {"on_loss": "restart"} if dialect_of(places[0]) is None else {}
+    if each or elastic:
+        if not own:
+            raise SpecError("meta.topology.first_ready", f"what is served at {places[0]} does not answer each for "
+                            "itself", hint="serve it in longrein's own protocol")  # fmt: skip
+        own |= {"envs_per_lease": 1} | ({"elastic": True} if elastic else {})
+    link: dict[str, Any] = {} if token is None else {"token": token}
     return connect_vec(places, num_envs, autoreset=autoreset, **own, **link, **(options or {}))
+
+
+def connect_any(
+    urls: str | Sequence[str], num_envs: int, options: Mapping[str, Any] | None = None
+) -> VectorEnv[Any, Any, Any]:
+    """As connect, all at the first URL that has so many: for where servers come and go. Raises the last one's error."""
+    *others, last = [urls] if isinstance(urls, str) else urls
+    for url in others:
+        with suppress(LinkError):
+            return connect(url, num_envs, options=options)
+    return connect(last, num_envs, options=options)
 
 
 def connect_games(urls: str | Sequence[str], copies: int, options: Mapping[str, Any] | None = None) -> Games:
@@ -285,6 +305,37 @@ class Actor:
             valid &= ~idle
         return valid, truncated
 
+    def part(self, rows: NDArray[np.int64]) -> Actor:
+        """The same actor in some of the rows [K], in that order, until `join` takes in what came of it."""
+        some = copy(self)
+        some.envs = _Rows(len(rows), self.envs.single_observation_space)
+        some._copies, some._all, some._episodes = len(rows), self._all[: len(rows)], []
+        some._returns, some._lengths, some._filler = self._returns[rows], self._lengths[rows], self._filler[rows]
+        some._waiting = bool(some._filler.any())
+        some._observation = self._observation[rows]
+        some._state = None if self._state is None else self._state[rows]
+        if self._chosen is not None:
+            action, extras = self._chosen
+            some._chosen = action[rows], {name: array[rows] for name, array in extras.items()}
+        return some
+
+    def join(self, rows: NDArray[np.int64], some: Actor) -> None:
+        """Take in what came of a `part`, in its rows."""
+        self.env_steps, self.restarts = some.env_steps, some.restarts
+        self._episodes += [replace(episode, env=int(rows[episode.env])) for episode in some._episodes]
+        self._returns[rows], self._lengths[rows], self._filler[rows] = some._returns, some._lengths, some._filler
+        self._observation[rows] = some._observation
+        if self._state is not None:
+            self._state[rows] = some._state
+        assert some._chosen is not None, "nothing was chosen"
+        action, extras = some._chosen
+        if self._chosen is None:  # all rows choose before any is stepped
+            self._chosen = action.copy(), {name: array.copy() for name, array in extras.items()}
+            return
+        self._chosen[0][rows] = action
+        for name, array in extras.items():
+            self._chosen[1][name][rows] = array
+
     def state_dict(self) -> dict[str, Any]:
         """All that decides what comes next, but for the policy and the environments."""
         arrays = {"returns": self._returns, "lengths": self._lengths, "filler": self._filler,
@@ -333,6 +384,14 @@ class Actor:
                 )
             self._returns[row] = 0.0
             self._lengths[row] = 0
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What an actor asks of environments that others step."""
+
+    num_envs: int
+    single_observation_space: gymnasium.Space[Any]
 
 
 def act(

@@ -40,10 +40,9 @@ class Rollout:
         """Copy one vector step in."""
         if self.full:
             raise ValueError(f"the rollout holds its {self.length} steps already; take the batch first")
-        row = {name: getattr(transition, name) for name in FIELDS}
-        row |= {f"extras.{name}": value for name, value in transition.extras.items()}
+        row = named(transition)
         if not self._columns:
-            self.use({name: np.empty((self.length, *a.shape), _kept(a.dtype)) for name, a in row.items()})
+            self.use({name: np.empty((self.length, *a.shape), kept(a.dtype)) for name, a in row.items()})
         if row.keys() != self._columns.keys():
             raise ValueError(f"extras: expected {sorted(self._columns)}, got {sorted(row)}")
         for name, array in row.items():
@@ -95,6 +94,12 @@ def batch_of(columns: Mapping[str, NDArray[np.generic]]) -> Batch:
     return Batch(**{name: tensors[name] for name in FIELDS}, extras=extras)
 
 
-def _kept(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+def named(transition: Transition) -> dict[str, NDArray[np.generic]]:
+    """One vector step's arrays [B, ...], named as a Rollout names its columns; extras as "extras.NAME"."""
+    row = {name: getattr(transition, name) for name in FIELDS}
+    return row | {f"extras.{name}": value for name, value in transition.extras.items()}
+
+
+def kept(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
     """float64 is kept as float32, which is what networks compute in; anything else as it is."""
     return np.dtype(np.float32) if dtype == np.float64 else dtype
