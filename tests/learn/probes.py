@@ -115,6 +115,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ppo": {},
     "appo": {},
     "sarsa": {},
+    "async_q": {"target_every": 50, "epsilon": 0.5, "rollout_steps": 8},
     "pqn": {},
     "dqn": {"memory": Memory(capacity=2_000, batch_size=16, min_size=4)},
     "acktr": {"kl_clip": 0.02, "entropy_weight": 0.0},

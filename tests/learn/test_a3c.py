@@ -115,6 +115,50 @@ def test_statistics_are_shared(optimizer: str) -> None:
     assert all(tensor.is_shared() for tensor in one.shared.statistics.values())
 
 
+def test_own_statistics_are_not_shared() -> None:
+    one, alone = make(statistics="own"), make(statistics="own")
+    two = one.worker()
+    one.update(batch_of([1.0]))
+    two.refresh()
+    begun = weights(two)
+    two.update(batch_of([2.0]))
+    assert one.shared.statistics == {}
+    # The second's step is the first one of its optimizer: as that of somebody who begins with these weights.
+    state = alone.state_dict()
+    state["policy"] = dict(zip(state["policy"], begun, strict=True))
+    alone.load_state_dict(state)
+    alone.update(batch_of([2.0]))
+    assert all(torch.equal(a, b) for a, b in zip(weights(two), weights(alone), strict=True))
+    # A worker goes on in another process with what it alone had; so does another that loads the saved state.
+    own, saved = two.own_state(), two.state_dict()
+    there, again = one.worker(), make(seed=5, statistics="own")
+    there.load_own_state(own)
+    again.load_state_dict(saved)
+    for worker in (there, again):
+        for name, tensor in own["statistics"].items():
+            assert torch.equal(worker.own_state()["statistics"][name], tensor)
+    with pytest.raises(SpecError, match="statistics: 'mine' is neither"):
+        make(statistics="mine")
+
+
+def test_lag_is_counted_by_the_writes_of_others() -> None:
+    one = make()
+    two, three = one.worker(), one.worker()
+    lags = []
+    for worker in (one, two, three, one, one):
+        worker.update(batch_of([1.0]))
+        lags.append(worker.lags)
+    # The second copied before the first wrote, the third before both; the first copied again before these two.
+    assert lags == [[0], [1], [2], [2], [0]]
+    assert one.updates == 5
+    # Who takes the place of one that is gone counts on, with a copy of what is there now.
+    again = one.worker(seed=3, place=1)
+    again.update(batch_of([1.0]))
+    assert again.lags == [0]
+    assert one.shared.updates[:3].tolist() == [3, 2, 1]
+    assert int(one.shared.workers) == 3
+
+
 def test_schedules_follow_the_steps_of_all_workers() -> None:
     one = make(lr=Linear(1e-3, 0.0, 4))
     two = one.worker()

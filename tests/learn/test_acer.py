@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -493,6 +494,80 @@ def test_it_resumes_to_the_bit_with_its_memory(make: type[probes.Probe], priorit
     assert same(one, two)
     assert one.updates == two.updates > 12
     assert torch.equal(one.generator.get_state(), two.generator.get_state())
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
+@pytest.mark.parametrize("make", [probes.Imitate, probes.Aim])
+def test_workers_share_all_but_memory_and_draws(make: type[probes.Probe]) -> None:
+    one = build(make, seed=1)
+    two = one.worker(seed=2)
+    probes.batches(probes.vector(make), one, 6)
+    assert one.updates == two.updates > 6
+    assert one.env_steps == two.env_steps == 6 * 8 * 16
+    assert one.replay is not None
+    assert two.replay is not None
+    assert one.replay.ready
+    assert not two.replay.ready
+    two.refresh()
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(one), weights_of(two), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one.average.parameters(), two.average.parameters(), strict=True))
+    assert all(tensor.is_shared() for tensor in (*one.shared.statistics.values(), one.shared.more["average"]))
+    # The other's step moves what both look at, average and statistics too.
+    before = [tensor.clone() for tensor in (one.shared.more["average"], *one.shared.statistics.values())]
+    probes.batches(probes.vector(make), two, 1)
+    assert not any(map(torch.equal, before, (one.shared.more["average"], *one.shared.statistics.values())))
+    assert set(two.lags) == {0}
+
+
+def weights_of(algorithm: ACER) -> list[Tensor]:
+    return [p.detach().clone() for p in algorithm.policy.parameters()]
+
+
+def test_a_replay_begins_with_what_others_have_written() -> None:
+    # Each step is computed with a copy made after the one before it: only what others write in between is lag.
+    one = build(probes.Imitate, seed=1)
+    two = one.worker()
+    probes.batches(probes.vector(probes.Imitate), one, 6)
+    made = one.updates
+    two.refresh()
+    one.refresh()
+    probes.batches(probes.vector(probes.Imitate), one, 1)
+    wrote = one.updates - made
+    assert one.lags == [0] * wrote
+    probes.batches(probes.vector(probes.Imitate), two, 1)
+    assert two.lags == [wrote, *[0] * (len(two.lags) - 1)]
+
+
+def test_a_worker_goes_on_with_what_it_alone_had() -> None:
+    one = build(probes.Imitate, seed=1)
+    two = one.worker(seed=2)
+    probes.batches(probes.vector(probes.Imitate), two, 6)
+    there = one.worker(seed=9, place=1)
+    there.load_own_state(two.own_state())
+    assert there.replay is not None
+    assert there.replay.ready
+    assert torch.equal(there.generator.get_state(), two.generator.get_state())
+    assert there.policy.version == two.policy.version == 6
+    with pytest.raises(SpecError, match="nadam"):
+        build(probes.Imitate, optimizer="nadam").worker()
+
+
+def test_workers_in_threads_learn_together() -> None:
+    first = build(probes.Imitate, seed=1)
+    workers = [first, first.worker(seed=2)]
+    threads = [
+        threading.Thread(target=probes.batches, args=(probes.vector(probes.Imitate, 4), worker, 40, seed))
+        for seed, worker in enumerate(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first.refresh()
+    assert choices(first, -1.0, 1.0) == [0, 1]
+    assert first.env_steps == 2 * 40 * 4 * 16
 
 
 def test_a_batch_that_cannot_be_learnt_from_is_refused() -> None:

@@ -26,7 +26,8 @@ def shipped() -> list[tuple[str, str]]:
     for path in sorted((ROOT / "spec").glob("*.yaml")):
         for name in specs.read(path):
             spec = specs.load(path, name)
-            if spec.meta.target is not None and len(spec.agents) == len(spec.envs) == 1 and not spec.search:
+            one = len(spec.agents) == len(spec.envs) == 1 and spec.meta.topology == "serial"
+            if spec.meta.target is not None and one and not spec.search:
                 found.append((path.name, name))
     return found
 

@@ -3,7 +3,7 @@
 A module of the table holds `Config`, a frozen dataclass with one documented default a field, and
 `build(config, observation_space, action_space, seed) -> Algorithm`, where the spaces are those of one environment.
 It may also say `TOLERATES_LAG = True`, where a batch may have been acted out by older weights, and
-`SHARES_WEIGHTS = True`, where `worker()` of its Algorithm gives another one over the same weights.
+`SHARES_WEIGHTS = True`, where its Algorithm is a SharingWorker: `worker()` gives another one over the same weights.
 Other packages add algorithms by entry points of the group `longrein.algorithms`: a name, and such a module.
 """
 
@@ -35,6 +35,7 @@ TABLE: Mapping[str, str] = {
     "sarsa": "longrein.learn.algorithms.sarsa",
     "dqn": "longrein.learn.algorithms.dqn",
     "pqn": "longrein.learn.algorithms.pqn",
+    "async_q": "longrein.learn.algorithms.async_q",
     "acktr": "longrein.learn.algorithms.acktr",
     "sac": "longrein.learn.algorithms.sac",
     "td3": "longrein.learn.algorithms.td3",

@@ -2,6 +2,8 @@
 
 Retrace for the critic, truncated importance weights with bias correction for the policy, and a trust region around an
 average of past policies. The two policies are in acer_policies; here is the rest of the update rule.
+Workers share the weights, the average policy and the optimizer's statistics; each has a memory of its own. A step, of
+fresh rows or of replayed ones, goes to the shared weights without a lock, and the next begins with a new copy of them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -26,12 +29,22 @@ from longrein.learn.natural import Natural, NaturalGradient, section
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
 from longrein.learn.replay import Memory, SequenceReplay
 from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.shared_weights import (
+    OPTIMIZERS,
+    Shared,
+    SharingWorker,
+    begin,
+    check_statistics,
+    statistics_of,
+    use_statistics,
+)
 from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type[gymnasium.Space[Any]], ...] = (Discrete, Box)
 
 MEASURED = ("q_loss", "entropy", "grad_norm", "rho", "truncated", "bent", "kl", "value", "lag")
 TOLERATES_LAG = True  # corrected by Retrace
+SHARES_WEIGHTS = True
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,8 @@ class Config:
     """Retrace's weight of longer sums, from 0 (one-step targets) to 1 (whole returns, as in the paper)."""
     truncation: float | None = None
     """c, the most that a ratio may weigh the policy's gradient with; None is the paper's 10, or 5 for a Box."""
+    epochs: int = 1
+    """Updates from each fresh rollout: 1 is the paper's; 0 learns from the memory alone."""
     trust_region: float | None = 1.0
     """delta, nats by which a step along the direction may raise KL(average || pi) in a state; None for no region."""
     average_decay: float = 0.99
@@ -93,6 +108,9 @@ class Config:
         for name in ("rollout_steps", "samples"):
             if getattr(self, name) < 1:
                 raise SpecError(f"acer.{name}", f"must be at least 1, got {getattr(self, name)}")
+        if self.epochs < 0 or (self.epochs == 0 and self.replay_ratio == 0):
+            raise SpecError("acer.epochs", f"must be at least 1, got {self.epochs}",
+                            hint="0 goes with a replay_ratio above 0")  # fmt: skip
         for name in ("gamma", "lambda_", "average_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SpecError(f"acer.{name}", f"must lie between 0 and 1, got {getattr(self, name)}")
@@ -110,7 +128,7 @@ class Config:
         object.__setattr__(self, "natural", section(self.natural, self.net, "acer"))
 
 
-class ACER:
+class ACER(SharingWorker):
     """The update rule, around a policy that others may act with in between."""
 
     def __init__(
@@ -119,25 +137,45 @@ class ACER:
         observation_space: gymnasium.Space[Any],
         action_space: gymnasium.Space[Any],
         seed: int,
+        shared: Shared | None = None,
+        index: int = 0,
     ) -> None:
-        self.config = config
+        """shared: of the workers that are there already; None begins anew, with weights drawn from `seed`.
+
+        index: this worker's place among them.
+        """
+        self.config: Config = config
         self.generator = torch.Generator().manual_seed(seed)
         self.policy: Any = _policy(config, observation_space, action_space, self.generator)
         self.average = copy.deepcopy(self.policy).requires_grad_(False)
         self.truncation = config.truncation or (10.0 if isinstance(action_space, Discrete) else 5.0)
-        self._flat = FlatParameters(self.policy.parameters())
+        local = FlatParameters(self.policy.parameters())
         self._averaged: list[Tensor] = list(self.average.parameters())
         self._parameters: list[Tensor] = list(self.policy.parameters())
-        lr = value_at(config.lr, 0)
-        self.optimizer = make_optimizer(config.optimizer, [self._flat.whole], lr, **config.optimizer_settings)
+        if shared is None:
+            # Others of torch.optim are for one worker: their statistics stay with it.
+            able = config.optimizer in OPTIMIZERS
+            statistics = statistics_of(partial(_optimizer, config), local.whole) if able else {}
+            shared = begin(local.whole, statistics, {"average": local.whole.detach()})
+        weights = self._share((observation_space, action_space), local, shared, index)
+        pieces = torch.split(shared.more["average"], [p.numel() for p in self._averaged])
+        for p, piece in zip(self._averaged, pieces, strict=True):
+            p.data = piece.view_as(p)
+        self.optimizer = _optimizer(config, weights)
+        if shared.statistics:
+            use_statistics(self.optimizer, weights, shared.statistics)
         self.natural: Natural | None = None  # in the optimizer's place
         self._q_weight = config.q_weight
         if config.natural is not None:
             self.natural = Natural(config.natural, self.policy.networks(), self.generator)
             self._q_weight = self.natural.value_weight(config.q_weight)
         self.replay = SequenceReplay(config.memory, config.rollout_steps) if config.replay_ratio > 0 else None
-        self.env_steps = 0  # valid rows seen, fresh ones
-        self.updates = 0  # optimizer steps taken
+        self.refresh()
+
+    def worker(self, seed: int | None = None, place: int | None = None) -> ACER:
+        """As SharingWorker.worker. Raises SpecError for an optimizer whose statistics cannot be shared."""
+        check_statistics("acer", self.config.optimizer, "shared")
+        return super().worker(seed, place)
 
     @property
     def rollout_steps(self) -> int:
@@ -161,8 +199,9 @@ class ACER:
             lr = self.natural.lr
         delta = math.inf if config.trust_region is None else config.trust_region
         correction = Correction(config.gamma, config.lambda_, self.truncation, delta, config.kl_weight, entropy_weight)
+        self._count(int(batch.valid.sum()))
         fresh = without_invalid(batch)
-        measured = [self._step(Fragments(fresh), correction)]
+        measured = [self._step(Fragments(fresh), correction) for _ in range(config.epochs)]
         replayed = []
         if self.replay is not None:
             self.replay.add(fresh, self.generator)
@@ -171,7 +210,6 @@ class ACER:
                 generator=self.generator,
             ):  # fmt: skip
                 replayed.append(self._step(fragments, correction))
-        self.env_steps += int(batch.valid.sum())
         self.policy.version += 1
         numbers = losses.mean_measured(MEASURED, measured)
         again = losses.mean_measured(MEASURED, replayed)
@@ -183,12 +221,10 @@ class ACER:
     def state_dict(self) -> dict[str, Any]:
         """All that decides the future."""
         return {
-            "policy": self.policy.state_dict(),
+            "policy": self._named(self.policy, self.shared.weights),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "natural": None if self.natural is None else self.natural.state_dict(),
-            "generator": self.generator.get_state(),
-            "replay": None if self.replay is None else self.replay.state_dict(),
+            **self._alone(),
             "env_steps": self.env_steps,
             "updates": self.updates,
         }
@@ -197,14 +233,42 @@ class ACER:
         """Go on from a saved state. Raises RuntimeError, from torch, when the networks differ."""
         self.policy.load_state_dict(state["policy"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._take_optimizer(state["optimizer"])
+        self._begin_from(state["env_steps"], state["updates"])
+        self._take_alone(state)
+
+    def own_state(self) -> dict[str, Any]:
+        """What this worker replays and draws, and how many updates of its own its policy has seen."""
+        return self._alone() | {"version": self.policy.version.clone()}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with what a worker alone had."""
+        self.policy.version.copy_(state["version"])
+        self._take_alone(state)
+
+    def _alone(self) -> dict[str, Any]:
+        return {
+            "natural": None if self.natural is None else self.natural.state_dict(),
+            "generator": self.generator.get_state(),
+            "replay": None if self.replay is None else self.replay.state_dict(),
+        }
+
+    def _take_alone(self, state: Mapping[str, Any]) -> None:
         if self.natural is not None:
             self.natural.load_state_dict(state["natural"])
         self.generator.set_state(state["generator"])
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
-        self.env_steps = state["env_steps"]
-        self.updates = state["updates"]
+
+    def _take_optimizer(self, state: dict[str, Any]) -> None:
+        """Go on with an optimizer's state, in the tensors that others hold too."""
+        (weights,) = self.optimizer.param_groups[0]["params"]
+        self.optimizer.load_state_dict(state)
+        for name, tensor in self.shared.statistics.items():
+            if name in self.optimizer.state[weights]:  # saved before its first step, an optimizer may have none
+                tensor.copy_(self.optimizer.state[weights][name])
+        if self.shared.statistics:
+            use_statistics(self.optimizer, weights, self.shared.statistics)
 
     def _step(self, fragments: Fragments, correction: Correction) -> Tensor:
         """One optimizer step, and one of the average policy; what was measured before it."""
@@ -217,13 +281,14 @@ class ACER:
         terms = self.policy.terms(batch, reward, self.average, correction, self.generator)
         loss = (share * (terms.policy + self._q_weight * terms.critic)).sum()
         if self.natural is not None:
-            norm = self.natural.step(loss)
+            norm = self._natural_step(loss)
         else:
-            self._flat.zero_grad()
+            self._local.zero_grad()
             loss.backward()
-            norm = self._flat.clip_(config.max_grad_norm)
+            norm = self._local.clip_(config.max_grad_norm)
             self.optimizer.step()
-        self.updates += 1
+        self._wrote()
+        self.refresh()
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._parameters, 1 - config.average_decay)
             if self.replay is not None:
@@ -237,6 +302,21 @@ class ACER:
                 terms.bent, terms.kl, terms.value, lag,
             ])  # fmt: skip
             return (plain * columns).sum((1, 2))
+
+    def _natural_step(self, loss: Tensor) -> Tensor:
+        """The local weights take the step; the shared ones move as far."""
+        assert self.natural is not None
+        before = self._local.whole.detach().clone()
+        norm = self.natural.step(loss)
+        if int(self.shared.workers) == 1:
+            self.shared.weights.copy_(self._local.whole.detach())  # before + (after - before) is not after, to the bit
+        else:
+            self.shared.weights.add_(self._local.whole.detach() - before)
+        return norm
+
+
+def _optimizer(config: Config, weights: Tensor) -> torch.optim.Optimizer:
+    return make_optimizer(config.optimizer, [weights], value_at(config.lr, 0), **config.optimizer_settings)
 
 
 def _policy(

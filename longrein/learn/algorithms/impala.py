@@ -51,7 +51,7 @@ class Config:
     policy_clip: float = 1.0
     """Most that a ratio may weigh the policy's gradient with."""
     epochs: int = 1
-    """Updates from each fresh rollout; from the second on it is off-policy, and corrected."""
+    """Updates from each fresh rollout; from the second on it is off-policy, and corrected. 0: from the memory alone."""
     lr: Schedule = 6e-4
     """Learning rate; the paper's falls to 0."""
     optimizer: str = "rmsprop_tf"
@@ -84,9 +84,11 @@ class Config:
     """Of fragments; batch_size counts fragments."""
 
     def __post_init__(self) -> None:
-        for name in ("rollout_steps", "epochs"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"impala.{name}", f"must be at least 1, got {getattr(self, name)}")
+        if self.rollout_steps < 1:
+            raise SpecError("impala.rollout_steps", f"must be at least 1, got {self.rollout_steps}")
+        if self.epochs < 0 or (self.epochs == 0 and self.replay_ratio == 0):
+            raise SpecError("impala.epochs", f"must be at least 1, got {self.epochs}",
+                            hint="0 goes with a replay_ratio above 0")  # fmt: skip
         for name in ("gamma", "lambda_"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SpecError(f"impala.{name}", f"must lie between 0 and 1, got {getattr(self, name)}")
