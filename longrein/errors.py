@@ -160,10 +160,10 @@ class RunError(Error):
 
 
 class RoleDied(RunError):
-    """A process of the run died."""
+    """A process of the run died. `exitcode` is None where it is not known: on another machine."""
 
     def __init__(self, role: str, exitcode: int | None, *, hint: str = "") -> None:
-        super().__init__(f"{role} died with exit code {exitcode}", hint=hint)
+        super().__init__(f"{role} died" + ("" if exitcode is None else f" with exit code {exitcode}"), hint=hint)
         self.role = role
         self.exitcode = exitcode
 

@@ -8,52 +8,23 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
-import sys
-import threading
+import socket
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle
-import gymnasium
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from longrein.errors import Error, RunError, SpecError
-from longrein.lab.actor import Actor, Episode
-from longrein.lab.assembly import Played
+from longrein.errors import SpecError
+from longrein.lab.acting_role import ActingRole, Role
 from longrein.lab.channel import Arrays, Form, Outlet, Ring, Weights, form_of
-from longrein.lab.games import Games
-from longrein.learn import algorithms
+from longrein.lab.inference import Asking, Desk, Place
+from longrein.lab.role_process import enact
 from longrein.learn.algorithms import Policy
-from longrein.learn.rollout import Rollout
-
-
-@dataclass(frozen=True)
-class Role:
-    """What an actor is to do, whenever it lives."""
-
-    open_world: Callable[[int], Any]
-    """Opens an environment with that many copies."""
-    copies: int
-    algorithm: str
-    config: Any
-
-
-@dataclass(frozen=True)
-class Hello:
-    """What an actor steps."""
-
-    observation_space: gymnasium.Space[Any]
-    action_space: gymnasium.Space[Any]
-    num_envs: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +41,8 @@ class Start:
     """The generator of the policy's choices: its seed, or its state."""
     cut: int | None
     """Seed of the cut after the first rollout, where there is one. Of those after it the slots' notes tell."""
+    place: Place | None = None
+    """Where it asks what to do; None: it chooses by itself."""
 
 
 def packed(role: Any) -> bytes:
@@ -84,104 +57,67 @@ def packed(role: Any) -> bytes:
                         hint="let its maker open what it needs, or topology: serial") from error  # fmt: skip
 
 
-def live(pipe: Connection, role: bytes) -> None:
-    """An actor's life, in its process."""
+def live(pipe: Connection, role: bytes, bell: socket.socket | None = None) -> None:
+    """An actor's life, in its process. bell: to whoever chooses for it, where it does not by itself."""
+    enact(pipe, lambda: _live(pipe, cloudpickle.loads(role), bell))
+
+
+def _live(pipe: Connection, role: Role, bell: socket.socket | None) -> None:
+    acting = ActingRole(role)
     try:
-        _live(pipe, cloudpickle.loads(role))
+        _work(pipe, acting, bell)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)  # all is closed, and to take torch down would need more than a second
+        acting.close()
 
 
-def policy_arrays(policy: Policy) -> Arrays:
-    """Weights and buffers of a policy: views, good as long as it lives. Nothing of one that is no module of torch."""
-    tensors: dict[str, Tensor] = policy.state_dict() if isinstance(policy, torch.nn.Module) else {}
-    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
-
-
-def _live(pipe: Connection, role: Role) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the learner, which closes the pipe
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        envs = role.open_world(role.copies)
-        try:
-            if isinstance(envs, Games):
-                raise SpecError("meta.topology.actors", "goes with one agent alone in its environment, and this is a "
-                                f"game of {len(envs.seats)} seats", hint="topology: serial")  # fmt: skip
-            _work(pipe, role, envs)
-        finally:
-            envs.close()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the learner is done; or an environment of ours is gone, and the learner sees that we are
-    except Error as error:
-        _tell(pipe, error)
-    except Exception as error:  # the border of a process: whatever ended it is told, with its traceback
-        _tell(pipe, RunError("".join(traceback.format_exception(error)).rstrip()))
-
-
-def _work(pipe: Connection, role: Role, envs: Any) -> None:
-    pipe.send(Hello(envs.single_observation_space, envs.single_action_space, envs.num_envs))
+def _work(pipe: Connection, acting: ActingRole, bell: socket.socket | None) -> NoReturn:
+    """Rollouts until the learner is done."""
+    pipe.send(acting.hello)
     start: Start = pipe.recv()
-    _, build = algorithms.load(role.algorithm)
-    algorithm = build(role.config, envs.single_observation_space, envs.single_action_space, 0)
-    arrays = policy_arrays(algorithm.policy)
-    weights = Weights(start.weights[1], start.weights[0])
-    version = weights.read(arrays)
-    generator = torch.Generator()
-    if isinstance(start.draws, int):
-        generator.manual_seed(start.draws)
-    else:
-        generator.set_state(torch.frombuffer(bytearray(start.draws), dtype=torch.uint8))
-    actor = Actor(envs, algorithm.policy, seed=None, generator=generator)
-    actor.begin(envs.reset(seed=start.seed)[0])
+    weights, held = Weights(start.weights[1], start.weights[0]), -1
+
+    def newest(arrays: Arrays) -> int:
+        nonlocal held
+        if weights.version != held:
+            held = weights.read(arrays)
+        return held
+
     outlet = None if start.ring is None else Outlet(pipe, Ring(start.ring[1], start.ring[2], start.ring[0]))
-    rollout, cut = Rollout(algorithm.rollout_steps), start.cut
+    acting.begin(start.seed, start.draws, newest, _asking(start.place, bell))
     while True:
         waited = time.monotonic()
-        if outlet is not None:
-            slot, columns, cut = outlet.take()
-            rollout.use(columns)
-        begun = time.monotonic()
-        if weights.version != version:
-            version = weights.read(arrays)
-        before, restarts = actor.env_steps, actor.restarts
-        for left in range(rollout.length - 1, -1, -1):
-            rollout.add(actor.step(cut is not None and left == 0))
-        if cut is not None:
-            actor.begin(envs.reset(seed=cut)[0])
-        acted = time.monotonic()
+        slot, columns, cut = outlet.take() if outlet is not None else (0, {}, start.cut)
+        played = acting.play(columns, cut, time.monotonic() - waited)
         if outlet is None:
-            form = form_of(rollout.columns)
-            pipe.send(form)
-            name, slots = pipe.recv()
-            outlet = Outlet(pipe, Ring(form, slots, name))
-            slot, columns, _ = outlet.take()
-            for name, column in rollout.columns.items():
-                columns[name][...] = column
-        rollout.take()
-        episodes = tuple(_since(before, episode) for episode in actor.finished())
-        state = None if cut is None else generator.get_state().numpy().tobytes()
-        outlet.send(
-            slot, Played(version, episodes, actor.restarts - restarts, acted - begun, begun - waited, state)
-        )  # fmt: skip
+            outlet, slot = _first(pipe, columns)
+        outlet.send(slot, played)
 
 
-def _since(before: int, episode: Episode) -> Episode:
-    return Episode(episode.env, episode.env_steps - before, episode.length, episode.return_, episode.truncated)
+def _asking(place: Place | None, bell: socket.socket | None) -> Callable[[Policy], Asking] | None:
+    """How to ask another process what to do; None where nobody is to be asked."""
+    if place is None:
+        return None
+    assert bell is not None, "there is nobody to ring"
+    desk = Desk(place.actors, place.asks, place.answers, place.name)
+
+    def wait() -> None:
+        bell.recv(4096)
+        if not desk.answered(place.actor):  # somebody new is there, who may not know of us
+            ring()
+
+    def ring() -> None:
+        bell.send(b"\0")
+
+    return lambda policy: Asking(policy, desk, place.actor, ring, wait)
 
 
-def _tell(pipe: Connection, error: Error) -> None:
-    try:
-        pipe.send(error)
-    except OSError:
-        return  # nobody is there to be told
-
-
-def _end_with_parent() -> None:
-    """A learner that is killed closes its pipes, but an environment may keep us from looking there."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+def _first(pipe: Connection, made: Mapping[str, NDArray[Any]]) -> tuple[Outlet, int]:
+    """The way to the learner, for rollouts that look like the first one, and the slot that this one is in."""
+    form = form_of(made)
+    pipe.send(form)
+    name, slots = pipe.recv()
+    outlet = Outlet(pipe, Ring(form, slots, name))
+    slot, columns, _ = outlet.take()
+    for name, column in made.items():
+        columns[name][...] = column
+    return outlet, slot

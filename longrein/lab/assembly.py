@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,20 @@ from longrein.learn.rollout import batch_of
 
 LAGS = (0, 1, 2, 4, 8, 16)
 """Where the bins of the lag's histogram begin, in updates; a bin ends where the next begins."""
+
+COUNTS = ("env_steps", "restarts", "dropped", "joined", "left")
+"""Attributes of an Assembly that a checkpoint keeps."""
+
+
+class Population(NamedTuple):
+    """Environments of one actor that come and go."""
+
+    live: int
+    """There now."""
+    joined: int
+    """Since the rollout before; those that were there when the actor began are not counted."""
+    left: int
+    """Since the rollout before."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,8 @@ class Played:
     """Seconds before it in which there was no slot."""
     draws: bytes | None
     """State of the generator after a cut."""
+    population: Population | None = None
+    """Of environments that come and go."""
 
 
 class Assembly:
@@ -52,6 +69,8 @@ class Assembly:
         self.env_steps = 0  # valid rows handed out
         self.restarts = 0  # environments that were lost and replaced
         self.dropped = 0  # rollouts that were too old
+        self.joined, self.left = 0, 0  # environments that came and went
+        self._live: dict[int, int] = {}  # actor -> its environments that are there, where they come and go
         self._batch: Arrays = {}
         self._blocks: dict[int, Played] = {}
         self._lags = Counter[int]()
@@ -69,6 +88,10 @@ class Assembly:
         version: of the weights that are learnt from now.
         """
         self.restarts += played.restarts
+        if played.population is not None:
+            self._live[actor] = played.population.live
+            self.joined += played.population.joined
+            self.left += played.population.left
         self._episodes += [
             replace(
                 episode,
@@ -107,11 +130,12 @@ class Assembly:
 
     def state_dict(self) -> dict[str, int]:
         """The counts."""
-        return {"env_steps": self.env_steps, "restarts": self.restarts, "dropped": self.dropped}
+        return {name: getattr(self, name) for name in COUNTS}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on counting."""
-        self.env_steps, self.restarts, self.dropped = (state[name] for name in ("env_steps", "restarts", "dropped"))
+        for name in COUNTS:
+            setattr(self, name, state[name])
 
     def _copy(self, arrays: Arrays, block: int) -> None:
         """To the columns of one actor."""
@@ -131,11 +155,15 @@ class Assembly:
             f"lag_{low}": sum(n for lag, n in self._lags.items() if low <= lag < high) / len(rollouts)
             for low, high in zip(LAGS, (*LAGS[1:], float("inf")), strict=True)
         }
+        population = {
+            "environments": float(sum(self._live.values())),
+            "environments_joined": float(self.joined), "environments_left": float(self.left),
+        }  # fmt: skip
         return {
             "actor_lag": sum(lag * n for lag, n in self._lags.items()) / len(rollouts), **bins,
             "learner_waiting": min(waited / took, 1.0),
             "actor_waiting": waiting / max(acting + waiting, 1e-9),
             "learner_steps_per_second": rows / took,
             "actor_steps_per_second": rows / max(acting, 1e-9),
-            "rollouts_dropped": float(self.dropped),
+            "rollouts_dropped": float(self.dropped), **(population if self._live else {}),
         }  # fmt: skip

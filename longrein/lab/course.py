@@ -24,6 +24,7 @@ import numpy as np
 from longrein.errors import CheckpointError, LinkError
 from longrein.lab import checkpoint
 from longrein.lab.aeb import Body
+from longrein.lab.evaluator import Evaluator
 from longrein.lab.records import SessionRecords
 from longrein.lab.station import Station
 from longrein.lab.topology import Topology
@@ -123,9 +124,12 @@ class Course:
         stands: Sequence[Station],
         records: SessionRecords,
         evaluate: Evaluate,
+        evaluator: Evaluator | None = None,
     ) -> None:
+        """evaluator: who evaluates while training goes on; without one `evaluate` does, and training waits."""
         self.settings = settings
         self._evaluate = evaluate
+        self._evaluator = evaluator
         self._evaluated_at = 0  # env steps, of the environment that has had the fewest
         self.stands = tuple(stands)
         self.records = records
@@ -151,10 +155,13 @@ class Course:
             ended = self._load(saved)
         try:
             status: Status = ended["status"] if ended is not None else self._rounds(stop, on_progress)
+            self._rest()
         except LinkError:
             self._save_between()  # the environments are gone for good, what was learnt from them is not
             raise
         outcome = self._outcome(status, self.records.seconds if ended is None else ended["seconds"])
+        if self._evaluator is not None and status != "interrupted":
+            self._evaluator.wait()
         if ended is None and status == "interrupted":
             self._save_between()
         elif ended is None:
@@ -172,6 +179,8 @@ class Course:
                 self._note_episodes(stand)
                 if stop.is_set():
                     break
+            if self._evaluator is not None:
+                self._evaluator.look()
             means = self._means()
             if on_progress is not None:
                 updates = sum(learner.version for learner in self._learners)
@@ -185,14 +194,23 @@ class Course:
                 return "solved"
             every, now = settings.evaluation_every if settings.evaluation_episodes else 0, self._env_steps
             if every and now // every > self._evaluated_at // every and now < settings.max_env_steps:
+                self._rest()
+                now = self._env_steps
                 with self.records.apart():
-                    self._evaluate(now)
+                    self._evaluate(now) if self._evaluator is None else self._evaluator.ask(now)
                 self._evaluated_at = now
             if boundary:
+                self._rest()
                 self._boundaries += 1
                 self._saved_at = self._clock
                 self._save(None)
         return "budget spent"
+
+    def _rest(self) -> None:
+        """Let all learning come to a halt, and take in what came of it."""
+        for stand in self.stands:
+            stand.rest()
+            self._note_episodes(stand)
 
     def _note_episodes(self, stand: Station) -> None:
         episodes = [episode for actor in stand.arena.actors for episode in actor.finished()]
@@ -232,6 +250,7 @@ class Course:
             "boundaries": self._boundaries,
             "saved_at": self._saved_at,
             "evaluated_at": self._evaluated_at,
+            "evaluations": [] if self._evaluator is None else self._evaluator.state_dict(),
             "ended": None if ended is None else dict(ended),
             "last": {body: list(last) for body, last in self._last.items()},
             "learners": [learner.state_dict() for learner in self._learners],
@@ -285,6 +304,8 @@ class Course:
             self._last[body].extend(returns)
         self._boundaries, self._saved_at = resume["boundaries"], resume["saved_at"]
         self._evaluated_at = resume["evaluated_at"]
+        if self._evaluator is not None:
+            self._evaluator.load_state_dict(resume.get("evaluations", ()))
         self._resumable = not self.records.boundary.exists()
         ended: Mapping[str, Any] | None = resume["ended"]
         return ended

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import signal
 import time
 from collections import deque
@@ -25,24 +24,19 @@ from typing import Any
 import psutil
 
 from longrein.errors import Error, RoleDied, RunError, SpecError
-from longrein.lab import actor_process
+from longrein.lab.acting_role import Hello, Role, policy_arrays, seeds_of_life
 from longrein.lab.actor import Episode
-from longrein.lab.actor_process import Hello, Role, Start, live, packed, policy_arrays
+from longrein.lab.actor_process import Start, live, packed
 from longrein.lab.assembly import Assembly, Played
 from longrein.lab.channel import Form, Inlet, Ring, Weights, form_of
+from longrein.lab.inference_keeper import InferenceKeeper
 from longrein.lab.learner import Learner
+from longrein.lab.role_process import FAILURES, KILLS, READY_SECONDS, context_for
 from longrein.lab.station import Crewed
 from longrein.lab.topology import Topology
-from longrein.learn import algorithms
 from longrein.learn.algorithms import Policy
 from longrein.learn.batch import Batch
 
-READY_SECONDS = 120.0
-"""That an actor may take to open its environments."""
-FAILURES = 3
-"""In a row, without a rollout in between, that end a session."""
-KILLS = 20
-"""The same, of an actor that was killed (SIGKILL, SIGTERM), for which it can do nothing."""
 ACTOR_BYTES = 110 * 2**20
 """That an actor takes for itself, beside what it has in common with the others."""
 
@@ -89,7 +83,11 @@ class ProcessCrew:
         self._seed = 0
         self._draws: Sequence[bytes | None] = [None] * topology.actors
         self._cut: int | None = None
-        self._context = _context(role.algorithm)
+        self._context = context_for(role.algorithm)
+        self._central: InferenceKeeper | None = None
+        if topology.inference == "central":
+            self._central = InferenceKeeper(role.algorithm, role.config, role.copies, topology, self._context)
+        self._choices: tuple[int, bytes | None] = 0, None  # its life, and its generator after the last cut
         self._waited = 0.0
 
     @property
@@ -140,6 +138,10 @@ class ProcessCrew:
             if member.hello != first:
                 raise SpecError("env", f"actor 0 steps {first}, and actor {member.index} {member.hello}",
                                 hint="all must step the same environment")  # fmt: skip
+        if self._central is not None:
+            self._central.open(first.observation_space, first.action_space)
+            while not self._central.ready:
+                self._listen(lambda: False)
         return first
 
     def begin(self, seed: int) -> None:
@@ -159,6 +161,8 @@ class ProcessCrew:
         The batch is good until the next call. cut: seed of one after it, for actors that take turns with the learner.
         """
         self._cut = cut
+        if self._central is not None:
+            self._let_choose(self._central)
         for member in self._members:
             if not member.started and member.hello is not None:
                 self._start(member)
@@ -180,7 +184,11 @@ class ProcessCrew:
         waited, self._waited = self._waited, 0.0
         batch, measured = self._assembly.batch(waited)
         queue = len(self._arrived) / ((self.topology.ahead + 1) * len(self._members))
-        return batch, measured | {"queue": queue, "actors_replaced": float(self.replaced)}
+        measured |= {"queue": queue, "actors_replaced": float(self.replaced)}
+        if self._central is not None:
+            measured |= self._central.measured()
+            self._choices = self._choices[0], None if cut is None else self._central.draws
+        return batch, measured
 
     def finished(self) -> list[Episode]:
         """Episodes that ended since the last call."""
@@ -191,6 +199,7 @@ class ProcessCrew:
         return {
             **self._assembly.state_dict(), "replaced": self.replaced,
             "lives": [member.life for member in self._members], "draws": [member.draws for member in self._members],
+            "choices": self._choices,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,6 +209,8 @@ class ProcessCrew:
         for member, life, draws in zip(self._members, state["lives"], state["draws"], strict=True):
             # An actor whose generator was not saved draws anew: not what it drew after its start.
             member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
+        life, draws = state["choices"]
+        self._choices = (life, draws) if draws is not None else (life + 1, None)
 
     def save_state(self) -> Any:
         """None: environments of actors begin anew."""
@@ -211,6 +222,8 @@ class ProcessCrew:
 
     def close(self) -> None:
         """End all processes and remove all segments."""
+        if self._central is not None:
+            self._central.shut()
         for member in self._members:
             if member.pipe is not None:
                 member.pipe.close()
@@ -224,6 +237,8 @@ class ProcessCrew:
                         member.process.join(2.0)
             if member.ring is not None:
                 member.ring.close()
+        if self._central is not None:
+            self._central.close()
         if self._weights is not None:
             self._weights.close()
 
@@ -234,10 +249,21 @@ class ProcessCrew:
         assert self._weights is not None, "no weights were published"
         return self._weights.version
 
+    def _let_choose(self, central: InferenceKeeper) -> None:
+        """Before actors begin or go on together."""
+        assert self._weights is not None
+        if not central.begun:
+            life, draws = self._choices
+            path = ["inference", f"life {life}"] if life else []
+            central.begin(self._weights, draws if draws is not None else self._seed_of("actor", *path))
+        ready = (member for member in self._members if member.owed or (member.hello is not None and not member.started))
+        central.expect(member.index for member in ready)
+
     def _spawn(self, member: _Member) -> None:
         ours, theirs = self._context.Pipe()
+        bell = () if self._central is None else (self._central.bells[member.index],)
         name = f"actor-{member.index}"
-        member.process = self._context.Process(target=live, args=(theirs, self._packed), name=name)
+        member.process = self._context.Process(target=live, args=(theirs, self._packed, *bell), name=name)
         member.process.start()
         theirs.close()
         member.pipe, member.since = ours, time.monotonic()
@@ -247,14 +273,13 @@ class ProcessCrew:
         """Tell an actor, which has said hello, what to begin with."""
         assert member.pipe is not None
         assert self._weights is not None
-        path = [f"actor {member.index}"] if len(self._members) > 1 else []
-        seed = self._seed + member.index * self._role.copies
-        if member.life and member.draws is None:  # a life that did not begin at a cut
-            path.append(f"life {member.life}")
-            seed = self._seed_of("environments", f"actor {member.index}", f"life {member.life}") // 2
+        life = member.life if member.draws is None else 0
+        several = len(self._members) > 1
+        seed, drawn = seeds_of_life(member.index, life, self._seed, self._role.copies, several, self._seed_of)
         ring = None if member.ring is None else (member.ring.name, member.ring.form, len(member.ring.slots))
-        draws = member.draws if member.draws is not None else self._seed_of("actor", *path)
-        start = Start((self._weights.name, self._weights.form), ring, seed, draws, self._cut_of(member))
+        draws = member.draws if member.draws is not None else drawn
+        place = None if self._central is None else self._central.place(member.index)
+        start = Start((self._weights.name, self._weights.form), ring, seed, draws, self._cut_of(member), place)
         member.started = True
         with suppress(OSError):  # it died meanwhile: _listen will find its end
             member.pipe.send(start)
@@ -280,10 +305,14 @@ class ProcessCrew:
         """Wait a little for whatever actors say, and take in all of it."""
         begun = time.monotonic()
         pipes = {member.pipe: member for member in self._members if member.pipe is not None}
-        ready = wait(list(pipes), 0.1)
+        ready = wait([*pipes, *([] if self._central is None else self._central.pipes)], 0.1)
         self._waited += time.monotonic() - begun
+        if self._central is not None:
+            self._central.hear()
         for pipe in ready:
             assert isinstance(pipe, Connection)
+            if pipe not in pipes:
+                continue
             member = pipes[pipe]
             try:
                 while pipe.poll():
@@ -325,6 +354,8 @@ class ProcessCrew:
         if member.process.is_alive():  # it closed its pipe, and lives on
             member.process.kill()
             member.process.join()
+        if self._central is not None:
+            self._central.miss(member.index)
         member.deaths += 1
         name = f"actor {member.index}"
         hint = "its log may say more; a script that starts processes needs if __name__ == '__main__'"
@@ -338,20 +369,6 @@ class ProcessCrew:
         member.life += 1
         member.draws = None
         self._spawn(member)
-
-
-def _context(algorithm: str) -> Any:
-    """How actors are started: forked off a process that has imported torch and does nothing else, where that can be.
-
-    To import it takes an actor several seconds of a processor: two actors on two busy cores were ready after 7 to 14
-    seconds, and are after 3 to 4 this way; one that is replaced later, within a fraction of a second.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # With what torch imports when it makes its first optimizer. No effect on a server that runs already.
-    context.set_forkserver_preload([actor_process.__name__, "torch._dynamo", algorithms.module_name(algorithm)])
-    return context
 
 
 @contextmanager

@@ -65,14 +65,20 @@ def open_envs(env: EnvSpec, count: int) -> Any:
     """The environments of a spec, here or elsewhere. Raises SpecError, LinkError."""
     if env.id:
         return actor.make_envs(env.id, count, env.options)
-    return actor.connect(list(env.url) if isinstance(env.url, tuple) else env.url, count, options=env.options)
+    urls = list(env.url) if isinstance(env.url, tuple) else env.url
+    return (actor.connect_any if env.elastic else actor.connect)(urls, count, options=env.options)
 
 
-def open_world(env: EnvSpec, count: int) -> World:
-    """As open_envs; copies of a game where several agents act at once in it."""
+def open_world(env: EnvSpec, count: int, each: bool = False) -> World:
+    """As open_envs; copies of a game where several agents act at once in it. each: to answer each for itself."""
     if env.id:
         return actor.make_world(env.id, count, env.options)
-    return actor.connect_world(list(env.url) if isinstance(env.url, tuple) else env.url, count, env.options)
+    urls = list(env.url) if isinstance(env.url, tuple) else env.url
+    if each:
+        return actor.connect(urls, count, options=env.options, each=True, elastic=env.elastic)
+    if env.elastic:
+        return actor.connect_any(urls, count, options=env.options)
+    return actor.connect_world(urls, count, env.options)
 
 
 def run_trial(

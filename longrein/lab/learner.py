@@ -71,16 +71,27 @@ class Learner:
         """Learn from a whole rollout; True when it made an update. beside: what else is to be recorded of it."""
         if not batch.valid.any():
             return False  # every environment was lost at once, for a whole rollout
-        self.beside = dict(beside or {})
-        self._measured.append(self.algorithm.update(batch) | self.beside)
-        self.version += 1
+        measured = self.algorithm.update(batch)
         if self._shared is not None:
             self._shared.spread(self.algorithm)
+        self.note(measured, env_steps, beside)
+        return True
+
+    def note(
+        self,
+        measured: Mapping[str, float],
+        env_steps: int,
+        beside: Mapping[str, float] | None = None,
+        updates: int = 1,
+    ) -> None:
+        """Record what was measured of updates, made here or elsewhere; several as their mean."""
+        self.beside = dict(beside or {})
+        self._measured.append({**measured, **self.beside})
+        self.version += updates
         if env_steps - self._row_at >= METRICS_EVERY:
             row = {"updates": float(self.version), **means(self._measured)}
             self.records.add_metrics(env_steps, row, self.where)
             self._measured, self._row_at = [], env_steps
-        return True
 
     def published(self) -> dict[str, Any]:
         """What a checkpoint says of the algorithm."""

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from longrein.errors import RunError, SpecError
-from longrein.lab import benchmark, report, schedule
+from longrein.lab import benchmark, ray_cluster, report, schedule
 from longrein.lab.evaluation import evaluate
 from longrein.lab.experiment import open_envs, open_world, run_trial, session_settings
 from longrein.lab.games import Games
@@ -27,6 +27,7 @@ from longrein.lab.schedule import INTERRUPTED
 from longrein.lab.session import Progress as SessionProgress
 from longrein.lab.session import evaluation_seeds, load_policy
 from longrein.lab.spec import Spec, as_yaml, from_plain, nearest
+from longrein.lab.topology import Topology
 from longrein.lab.video import Filmed
 from longrein.learn import algorithms
 
@@ -76,7 +77,10 @@ def told_of(processes: Mapping[str, float]) -> str:
     for name, word in (("queue", "queue"), ("learner_waiting", "learner waits"), ("actor_waiting", "actors wait")):
         if name in processes:
             said.append(f"{word} {processes[name]:.0%}")
-    for name, word in (("actors_replaced", "replaced"), ("environments", "environments")):
+    if "inference_batch" in processes:
+        said.append(f"batches of {processes['inference_batch']:.0f}")
+    for name, word in (("actors_replaced", "replaced"), ("inference_replaced", "times new inference"),
+                       ("environments", "environments")):  # fmt: skip
         if processes.get(name):
             said.append(f"{processes[name]:.0f} {word}")
     return "".join(f", {one}" for one in said)
@@ -210,7 +214,7 @@ def run_entries(
 def dry_run(spec: Spec, mode: str, data: Path) -> None:
     """Print what a run would do, after making one copy of its environment and its algorithm: nothing is trained.
 
-    Raises SpecError, LinkError when it could not run.
+    Raises SpecError, LinkError, RunError when it could not run.
     """
     mode_named(mode)
     spec = dev(spec) if mode == "dev" else spec
@@ -228,6 +232,9 @@ def dry_run(spec: Spec, mode: str, data: Path) -> None:
     for seed in range(spec.meta.seed, spec.meta.seed + spec.meta.max_session):
         settings = session_settings(spec, seed)
         print(f"session {seed}: {settings.title}, {settings.max_env_steps:,} env steps")
+    if isinstance(spec.meta.topology, Topology) and spec.meta.topology.address:
+        ray_cluster.reach(spec.meta.topology.address)
+        print(f"the Ray cluster at {spec.meta.topology.address} answers")
     if mode == "search":
         print(f"trials: {spec.meta.max_trial} at most, over {', '.join(key for key in spec.search if key != 'method')}")
     print(f"nothing was run; {mode} would write {data / spec.name}_TIME, fingerprint {spec.fingerprint}")

@@ -17,15 +17,19 @@ from gymnasium.vector import VectorEnv
 
 from longrein.errors import CheckpointError, Error, RunError
 from longrein.lab import checkpoint, course, plots, topology
+from longrein.lab.acting_role import Hello, Role
 from longrein.lab.actor import Seats
-from longrein.lab.actor_process import Hello, Role
 from longrein.lab.aeb import Space
 from longrein.lab.arena import Together
 from longrein.lab.course import HALF, Course, Progress, SessionSettings, Status, seed_of
 from longrein.lab.crew import crewed
 from longrein.lab.evaluation import evaluate, evaluate_games
+from longrein.lab.evaluator import Evaluator
+from longrein.lab.evaluator_process import EvaluatorRole
 from longrein.lab.games import Games, Table
+from longrein.lab.hogwild import hogwild
 from longrein.lab.learner import Learner
+from longrein.lab.ray_crew import crewed_by_ray
 from longrein.lab.records import SessionRecords, read_result
 from longrein.lab.stage import OpenWorld, alone, staged
 from longrein.lab.station import Station
@@ -124,7 +128,8 @@ def run_session(
                         records.add_evaluation(env_steps, rows, body)
                     return scores
 
-                outcome = Course(settings, stands, records, judge).run(stop, on_progress, saved)
+                with _evaluator(settings, worlds[0], stands[0], records) as evaluator:
+                    outcome = Course(settings, stands, records, judge, evaluator).run(stop, on_progress, saved)
             judged = outcome.status != "interrupted" and settings.evaluation_episodes > 0
             scores = judge(outcome.env_steps) if judged else {}
             seconds = outcome.seconds
@@ -237,9 +242,30 @@ def _stands(
     def learner_of(hello: Hello) -> Learner:
         return alone(name, config, hello.observation_space, hello.action_space, seeds, records)
 
-    role = Role(open_world, copies // settings.topology.actors, name, config)
-    with crewed(role, settings.topology, seeds, learner_of) as crew:
+    if settings.topology.hogwild:
+        role = Role(open_world, copies // settings.topology.hogwild, name, config)
+        with hogwild(role, settings.topology, seeds, learner_of) as workers:
+            yield workers
+        return
+    role = Role(open_world, copies // settings.topology.actors, name, config, settings.topology.first_ready)
+    engine = crewed_by_ray if settings.topology.engine == "ray" else crewed
+    with engine(role, settings.topology, seeds, learner_of) as crew:
         yield crew
+
+
+@contextmanager
+def _evaluator(
+    settings: SessionSettings, world: tuple[OpenWorld, int], stand: Station, records: SessionRecords
+) -> Iterator[Evaluator | None]:
+    """Who evaluates while training goes on, in a process of its own; None where training waits for it."""
+    many, episodes = settings.topology, settings.evaluation_episodes
+    if many is None or not many.evaluator or not settings.evaluation_every or not episodes:
+        yield None
+        return
+    seeds = tuple(evaluation_seeds(settings.seed, episodes))
+    role = EvaluatorRole(world[0], min(world[1], episodes), seeds, settings.algorithm, settings.config)
+    with closing(Evaluator(role, stand.learners[0].algorithm.policy, records.add_evaluation)) as evaluator:
+        yield evaluator
 
 
 def _evaluations(

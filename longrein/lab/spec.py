@@ -52,6 +52,9 @@ class EnvSpec:
     """For its maker."""
     num_envs: int = 8
     """Copies stepped together."""
+    elastic: bool = False
+    """Whether copies may come and go while it trains: those that are there act, lost ones are tried for again.
+    Needs `url`, and `meta.topology.first_ready`."""
 
 
 @dataclass(frozen=True)
@@ -304,12 +307,15 @@ def resolve(source: Source) -> Spec:
 def _topology(
     source: Source, meta: MetaSpec, agents: tuple[AgentSpec, ...], envs: tuple[EnvSpec, ...], body: BodySpec
 ) -> None:
-    if isinstance(meta.topology, Topology):
-        bodies = max(len(agents), len(envs), body.num if isinstance(body.num, int) else 2)
-        try:
-            topology.check(meta.topology, agents[0].algorithm, envs[0].num_envs, bodies)
-        except SpecError as error:
-            raise source.error(error.key, error.problem, hint=error.hint) from None
+    many = meta.topology if isinstance(meta.topology, Topology) else None
+    try:
+        if many is not None:
+            bodies = max(len(agents), len(envs), body.num if isinstance(body.num, int) else 2)
+            topology.check(many, agents[0].algorithm, envs[0].num_envs, bodies)
+        for env in envs:
+            topology.check_environments(many, env.url, elastic=env.elastic, evaluated=meta.eval.episodes > 0)
+    except SpecError as error:
+        raise source.error(error.key, error.problem, hint=error.hint) from None
 
 
 def _each(source: Source, section: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -58,6 +58,9 @@ class Stand:
             if stopped():
                 return
 
+    def rest(self) -> None:
+        """Nobody learns in between."""
+
 
 @dataclass(frozen=True)
 class _Role:

@@ -88,6 +88,9 @@ class Station(Protocol):
     def advance(self, cut: int | None, stopped: Callable[[], bool]) -> None:
         """Play a chunk, or less of it where it is stopped, and learn. cut: the seed of one after its last step."""
 
+    def rest(self) -> None:
+        """Let nobody learn until the next `advance`, and let the learners hold the newest weights."""
+
 
 class Crew(Scene, Protocol):
     """Actors elsewhere, who act with the weights that were published last and send what came of it."""
@@ -128,3 +131,6 @@ class Crewed:
         came = self.arena.collect(cut, stopped)
         if came is not None and learner.learn(came[0], self.arena.env_steps, came[1]):
             self.arena.publish(learner.algorithm.policy, learner.version)
+
+    def rest(self) -> None:
+        """Nobody learns in between."""

@@ -99,3 +99,61 @@ class Doomed(Count):
 
 def doomed(count: int) -> Vector:
     return SyncVectorEnv([Doomed] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class Wide(Count):
+    """Shows it in so many numbers that a rollout is no small message."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (3000,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(3000, np.float32), {}
+
+    def step(self, action: Any) -> probes.Step:
+        seen, *rest = super().step(action)
+        return np.repeat(seen, 3000), *rest
+
+
+def wide(folder: str, count: int) -> Vector:
+    """Wide ones, and a file named by the process that has them."""
+    Path(folder, str(os.getpid())).touch()
+    return SyncVectorEnv([Wide] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class SlowToEvaluate(Walk):
+    """Its reset takes a while on a seed of evaluation."""
+
+    def __init__(self, seconds: float, folder: str) -> None:
+        self.seconds = seconds
+        self.folder = folder
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None and seed >= 2**30:
+            if self.folder:
+                Path(self.folder, str(os.getpid())).touch()
+            time.sleep(self.seconds)
+        return super().reset(seed=seed, options=options)
+
+    def close(self) -> None:
+        if self.folder:
+            Path(self.folder, f"closed {os.getpid()}").touch()
+
+
+def slow_to_evaluate(seconds: float, *rest: Any) -> Vector:
+    *folder, count = rest
+    make = lambda: TimeLimit(SlowToEvaluate(seconds, *(folder or [""])), 20)  # noqa: E731  # a def would be longer
+    return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class NeverToEvaluate(Walk):
+    """Raises on a seed of evaluation."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None and seed >= 2**30:
+            raise ValueError("nobody evaluates here")
+        return super().reset(seed=seed, options=options)
+
+
+def never_to_evaluate(count: int) -> Vector:
+    return SyncVectorEnv([NeverToEvaluate] * count, autoreset_mode=AutoresetMode.SAME_STEP)
