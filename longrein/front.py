@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,7 @@ def _told(on_progress: Callable[[int, Progress], None], seed: int) -> Callable[[
 
 
 class Trainer:
-    """Trains as drlbox's arguments say. `spec` is what they come to; `run` trains it, in this process."""
+    """Trains as drlbox's arguments say. `spec` is what they come to; `run` trains it, with this process as learner."""
 
     def __init__(self, algorithm: str, given: Mapping[str, Any]) -> None:
         self.algorithm, self.arguments = arguments_from(algorithm, given)
@@ -182,11 +182,14 @@ class Trainer:
         self._begin = None if one.load_model is None else self._loaded(net[0], spaces)
 
     def run(self) -> Trial:
-        """Train, until the env steps are spent or Ctrl-C ends it. Raises LinkError, CheckpointError, RunError."""
+        """Train, until the env steps are spent or Ctrl-C ends it. Raises LinkError, CheckpointError, RunError.
+
+        With `num_parallel` above 1 a script needs `if __name__ == "__main__"`: processes are started.
+        """
         one = self.arguments
         if one.verbose:
             print(specs.as_yaml({self.spec.name: self.spec.plain}), end="")
-        here = self._open if self._maker is not None else lambda count: open_envs(self.spec.envs[0], count)
+        here = self._open if self._maker is not None else partial(open_envs, self.spec.envs[0])
         kept: list[Algorithm] = []
 
         def prepare(algorithm: Algorithm) -> None:
@@ -201,11 +204,11 @@ class Trainer:
                 self._save(algorithm, result)
         return trial
 
-    def _open(self, count: int) -> VectorEnv[Any, Any, Any]:
-        maker = self._maker
-        assert maker is not None
-        make = lambda: shown(maker(), self.algorithm, self.arguments.state_to_input)  # noqa: E731  # for each copy
-        return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+    @property
+    def _open(self) -> OpenEnvs:
+        """Without this object in it, since it may go to other processes."""
+        assert self._maker is not None
+        return partial(_open_made, self._maker, self.algorithm, self.arguments.state_to_input)
 
     def _save(self, algorithm: Algorithm, result: SessionResult) -> None:
         assert self._maker is not None or self.spec.envs[0].url
@@ -220,6 +223,11 @@ class Trainer:
     def _loaded(self, net: Mapping[str, Any], spaces: tuple[Any, Any]) -> SavedPolicy:
         custom = dict(net) | dict(self.arguments.load_model_custom or {})
         return policy_of(self.arguments.load_model, spaces, **custom)
+
+
+def _open_made(maker: EnvMaker, algorithm: str, convert: Any, count: int) -> VectorEnv[Any, Any, Any]:
+    make = lambda: shown(maker(), algorithm, convert)  # noqa: E731  # for each copy
+    return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 class _Printed:
@@ -245,7 +253,7 @@ def make_trainer(algorithm: str, **arguments: Any) -> Trainer:
 
 
 EVALUATED = {"ac": ("a3c", "impala", "a2c", "acktr", "ppo", "reinforce"), "acer": ("acer",),
-             "dqn": ("dqn", "pqn", "sarsa")}  # fmt: skip
+             "dqn": ("dqn", "pqn", "sarsa", "async_q")}  # fmt: skip
 """What `make_evaluator` calls which algorithms' policies; their own names will do too."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import longrein
 from longrein import front
 from longrein.errors import CheckpointError, SpecError
 from longrein.lab import spec as specs
+from longrein.lab.topology import Topology
 from longrein.lab.trainer import Arguments
 from longrein.learn import algorithms
 
@@ -150,8 +152,9 @@ def test_acer_and_impala() -> None:
     config = config_of("acer", acer_trunc_max=5.0, acer_soft_update_ratio=0.1, a3c_entropy_weight=0.5, replay_ratio=2)
     assert (config.truncation, config.average_decay, config.entropy_weight) == (5.0, 0.9, 0.5)
     assert (config.replay_ratio, config.memory.prioritized, config.kl_weight, config.trust_region) == (2, False, 0, 1)
-    assert (config.memory.capacity, config.memory.min_size) == (1000 * 32 * 4, 100 * 32 * 4)
-    assert config.memory.batch_size == 4
+    # Four workers, each with a memory of its own.
+    assert (config.memory.capacity, config.memory.min_size) == (1000 * 32, 100 * 32)
+    assert config.memory.batch_size == 1
     config = config_of("acer", acer_kl_weight=0.1)
     assert (config.kl_weight, config.trust_region) == (0.1, None)
     config = config_of(
@@ -163,6 +166,26 @@ def test_acer_and_impala() -> None:
     assert (memory.prioritized, memory.alpha, memory.beta, memory.eviction) == (True, 0.5, 0.4, "sampled")
     assert (memory.capacity, memory.min_size) == (20 * 32 * 4, 2 * 32 * 4)
     assert config_of("impala", replay_type=None).replay_ratio == 0
+    assert [config_of(name, online_learning=False).epochs for name in ("acer", "impala")] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "given", "topology"),
+    [
+        ("a3c", {"num_parallel": 4}, Topology(hogwild=4)),
+        ("acer", {"num_parallel": 4}, Topology(hogwild=4)),
+        ("impala", {"num_parallel": 4}, Topology(actors=4)),
+        ("dqn", {"num_parallel": 2}, Topology(actors=2)),
+        ("a2c", {"num_parallel": 2}, Topology(actors=2, ahead=0)),
+        ("ppo", {}, "serial"),
+        ("a3c", {"num_parallel": 1}, "serial"),
+    ],
+)
+def test_num_parallel_is_a_topology(algorithm: str, given: dict[str, Any], topology: Any) -> None:
+    spec = longrein.make_trainer(algorithm, env_maker=cartpole, batch_size=3, save_interval=777, **given).spec
+    assert spec.meta.topology == topology
+    assert spec.envs[0].num_envs == 3 * given.get("num_parallel", os.cpu_count())
+    assert spec.meta.checkpoint_every == 777
 
 
 def test_dqn() -> None:
@@ -213,7 +236,8 @@ def test_one_module_is_shared_and_a_pair_is_not() -> None:
         ("dqn", {"a3c_entropy_weight": 0.1}, "a3c_entropy_weight: dqn does not use it"),
         ("a3c", {"replay_type": "uniform"}, r"replay_type: a3c learns from fresh rollouts only\n  hint: leave it out"),
         ("acer", {"replay_type": "rank"}, "replay_type: 'rank' is none"),
-        ("acer", {"online_learning": False}, "online_learning: acer learns from each fresh rollout"),
+        ("a3c", {"online_learning": False}, "online_learning: a3c learns from fresh rollouts only"),
+        ("impala", {"online_learning": False, "replay_type": None}, "without a memory there is nothing to learn from"),
         ("dqn", {"online_learning": False}, "nothing to learn from\n  hint: replay_type='uniform'"),
         ("dqn", {"replay_type": "prioritized", "replay_priority_type": "differential"}, "hint: 'error'"),
         ("impala", {"replay_priority_type": "age"}, "replay_priority_type: 'age' is none"),

@@ -47,7 +47,7 @@ class Arguments:
     model_maker: Any = None
     """Environment -> module [N, ...] -> (numbers of the policy [N, P], values [N]); of dqn action values [N, A]."""
     num_parallel: int | None = None
-    """Actors, each with an environment of its own, that take part in every update; None: one a processor."""
+    """Processes that act, each in `batch_size` environments; None: one a processor. 1: all is done in this process."""
     port_begin: int = 2220
     """Of no use here: no ports are opened."""
     discount: float = 0.99
@@ -165,7 +165,11 @@ def spec_of(
         {
             "agent": agent,
             "env": {**where, "num_envs": num_envs},
-            "meta": {"env_steps": arguments.train_steps, "checkpoint_every": arguments.save_interval},
+            "meta": {
+                "env_steps": arguments.train_steps,
+                "checkpoint_every": arguments.save_interval,
+                **asked.topology(),
+            },
         },
     )
 
@@ -203,7 +207,7 @@ class _Asked:
     def settings(self) -> dict[str, Any]:
         """The algorithm's settings."""
         one = self.arguments
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {} if one.online_learning else self._offline()
         self._put(found, "discount", "gamma", one.discount)
         if self.name == "dqn":
             found["rollout_steps"] = one.rollout_maxlen
@@ -225,10 +229,21 @@ class _Asked:
         elif self.name != "dqn" and (self.replay_type is not None or "replay_ratio" in self.given):
             raise SpecError("replay_type", f"{self.name} learns from fresh rollouts only",
                             hint="leave it out; acer, impala and dqn have a memory")  # fmt: skip
-        if not one.online_learning and self.name != "dqn":
-            raise SpecError("online_learning", f"{self.name} learns from each fresh rollout before it is remembered",
-                            hint="leave it out; dqn can learn from its memory alone")  # fmt: skip
         return found | self._optimizer() | self._noise()
+
+    def topology(self) -> dict[str, Any]:
+        """`meta.topology`, where there are several actors: as drlbox, workers that share weights where they can."""
+        if self.actors == 1 or not self.holds("num_parallel"):
+            return {}
+        able = algorithms.abilities(self.name)
+        if able.shares_weights:
+            return {"topology": {"hogwild": self.actors}}
+        return {"topology": {"actors": self.actors, "ahead": 1 if able.tolerates_lag else 0}}
+
+    @property
+    def learners(self) -> int:
+        """Processes that learn, with a memory each."""
+        return self.actors if "hogwild" in self.topology().get("topology", {}) else 1
 
     def memory(self) -> dict[str, Any]:
         """The section `memory`, empty where the algorithm has none."""
@@ -246,7 +261,7 @@ class _Asked:
         if kwargs["evict_rule"] not in ("oldest", "sample"):
             raise SpecError("replay_kwargs.evict_rule", f"{kwargs['evict_rule']!r} is none", hint="oldest or sample")
         # drlbox counts rollouts, and each actor had a memory of its own.
-        kept, least = (int(kwargs[key]) * rollout * self.actors for key in ("maxlen", "minlen"))
+        kept, least = (int(kwargs[key]) * rollout * self.actors // self.learners for key in ("maxlen", "minlen"))
         memory = {
             "capacity": kept, "min_size": least, "prioritized": self.replay_type == "prioritized",
             "eviction": {"oldest": "oldest", "sample": "sampled"}[kwargs["evict_rule"]],
@@ -254,11 +269,21 @@ class _Asked:
         if self.replay_type == "prioritized":
             memory |= {"alpha": kwargs["alpha"], "beta": kwargs["beta"], "epsilon": kwargs["eps"]}
         if self.name != "dqn":
-            return memory | {"batch_size": self.num_envs}
+            return memory | {"batch_size": self.num_envs // self.learners}
         memory |= {"batch_size": self.rows, "n_steps": rollout, "combined": self.arguments.online_learning}
         if self.replay_type is None:  # the newest rollouts alone, each learnt from once
             memory |= {"capacity": self.rows, "min_size": self.rows, "combined": False}
         return memory
+
+    def _offline(self) -> dict[str, Any]:
+        """Settings with which only the memory is learnt from."""
+        if self.name not in ("acer", "impala", "dqn"):
+            raise SpecError("online_learning", f"{self.name} learns from fresh rollouts only",
+                            hint="leave it out; acer, impala and dqn can learn from their memory alone")  # fmt: skip
+        if self.replay_type is None:
+            raise SpecError("online_learning", "without it and without a memory there is nothing to learn from",
+                            hint="replay_type='uniform'")  # fmt: skip
+        return {} if self.name == "dqn" else {"epochs": 0}
 
     def _put(self, found: dict[str, Any], argument: str, setting: str, value: Any) -> None:
         if setting in self.takes:
@@ -284,9 +309,6 @@ class _Asked:
             raise SpecError("replay_priority_type", "dqn's priorities are TD errors, which is what the slope of its "
                             "loss is up to 1", hint="'error'")  # fmt: skip
         self._priority()
-        if self.replay_type is None and not one.online_learning:
-            raise SpecError("online_learning", "without it and without a memory there is nothing to learn from",
-                            hint="replay_type='uniform'")  # fmt: skip
         updates = float(one.online_learning) + (float(one.replay_ratio) if self.replay_type is not None else 0.0)
         per_step = updates / self.rows
         return {
