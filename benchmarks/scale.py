@@ -10,6 +10,16 @@ one after the other in one process. Medians of GB/s over rounds.
 actors: env steps a second of sessions that train IMPALA in 8 environments whose step takes 1 ms, in turns: in one
 process, and with 2 actors; 1 ms of a processor (busy: it needs two that are idle), and 1 ms of waiting (asleep).
 Measured from one row of metrics to the last, so that starting is not in it.
+
+ray: the same session with 2 actors as processes and as Ray actors on this machine, in turns: IMPALA in environments
+that wait for 1 ms, and in those that cost nothing; a random policy in those that give frames of 84x84x4 bytes.
+
+fleet: a learner fed by 1,000 simulated actors for --minutes; see fleet.py. Only where it is asked for.
+
+inference: env steps a second in 64 environments, with one inference process in batches and with one inference for each
+environment; see central.py.
+
+latency: env steps a second of one actor in 64 remote environments, 25 ms a step; see latency.py.
 """
 
 from __future__ import annotations
@@ -28,7 +38,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from central import case_inference
+from fleet import case_fleet
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from latency import case_latency
 
 from longrein.lab.channel import Arrays, Field, Form, Inlet, Outlet, Ring, size_of
 from longrein.lab.course import SessionSettings
@@ -159,10 +172,33 @@ def vector(kind: type[Busy], count: int) -> Any:
     return SyncVectorEnv([kind] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def session_rate(kind: type[Busy], topology: Topology | None, env_steps: int) -> float:
+class Still(Busy):
+    """A step costs nothing."""
+
+    def step(self, action: Any) -> Any:
+        """What the link and the learner cost is all there is."""
+        return np.zeros(4, np.float32), 0.0, False, False, {}
+
+
+class Frames(Busy):
+    """A step costs nothing, and shows a frame."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        """Always the same."""
+        gymnasium.Env.reset(self, seed=seed)
+        return np.zeros((84, 84, 4), np.uint8), {}
+
+    def step(self, action: Any) -> Any:
+        """Always the same."""
+        return np.zeros((84, 84, 4), np.uint8), 0.0, False, False, {}
+
+
+def session_rate(kind: type[Busy], topology: Topology | None, env_steps: int, algorithm: str = "impala") -> float:
     """Env steps a second of one session."""
-    config_class, _ = algorithms.load("impala")
-    asked = SessionSettings("", "impala", config_class(), num_envs=8, max_env_steps=env_steps, evaluation_episodes=0,
+    config_class, _ = algorithms.load(algorithm)
+    asked = SessionSettings("", algorithm, config_class(), num_envs=8, max_env_steps=env_steps, evaluation_episodes=0,
                             checkpoint_every=10**9, topology=topology)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         rows = read_table(run_session(asked, Path(folder), partial(vector, kind)).folder / "metrics.csv")
@@ -184,6 +220,21 @@ def case_actors(rounds: int) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in rates.items()}
 
 
+def case_ray(rounds: int) -> dict[str, float]:
+    """Case (f) of the issue."""
+    ways: dict[str, tuple[type[Busy], int, str]] = {
+        "asleep": (Asleep, 4_000, "impala"), "still": (Still, 30_000, "impala"), "frames": (Frames, 12_000, "random")
+    }  # fmt: skip
+    engines = {"processes": Topology(actors=2), "ray": Topology(actors=2, engine="ray")}
+    rates: dict[str, list[float]] = {f"{name}, {engine}": [] for name in ways for engine in engines}
+    for _ in range(rounds):
+        for name, (kind, env_steps, algorithm) in ways.items():
+            for engine, topology in engines.items():
+                rates[f"{name}, {engine}"].append(session_rate(kind, topology, env_steps, algorithm))
+    found = {name: statistics.median(figures) for name, figures in rates.items()}
+    return found | {f"{name}, ratio": found[f"{name}, ray"] / found[f"{name}, processes"] for name in ways}
+
+
 def case_channel(rounds: int) -> dict[str, float]:
     """Case (d) of the issue."""
     ways: dict[str, Callable[[], float]] = {
@@ -196,8 +247,22 @@ def case_channel(rounds: int) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in rates.items()}
 
 
-CASES = {"channel": case_channel, "actors": case_actors}
-UNITS = {"channel": "GB/s", "actors": "env steps/s"}
+CASES = {
+    "channel": case_channel,
+    "actors": case_actors,
+    "ray": case_ray,
+    "fleet": case_fleet,
+    "inference": case_inference,
+    "latency": case_latency,
+}
+UNITS = {
+    "channel": "GB/s",
+    "actors": "env steps/s",
+    "ray": "env steps/s",
+    "fleet": "",
+    "inference": "env steps/s",
+    "latency": "env steps/s",
+}
 
 
 def main() -> None:
@@ -205,13 +270,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--case", choices=CASES, action="append")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the fleet")
     parser.add_argument("--json", help="a file for the figures, beside the lines printed")
     asked = parser.parse_args()
-    found = {name: CASES[name](asked.rounds) for name in asked.case or CASES}
+    cases = asked.case or [name for name in CASES if name != "fleet"]
+    found = {name: CASES[name](asked.minutes if name == "fleet" else asked.rounds) for name in cases}
     for name, figures in found.items():
         print(name)
         for way, figure in figures.items():
-            print(f"  {way:<18} {figure:8.2f} {UNITS[name]}")
+            print(f"  {way:<18} {figure:8.2f} {'' if way.endswith('ratio') else UNITS[name]}".rstrip())
     if asked.json:
         with open(asked.json, "w") as file:
             json.dump(found, file, indent=2)

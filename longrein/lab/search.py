@@ -12,7 +12,6 @@ import math
 import os
 import re
 import signal
-import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from longrein.errors import Error, RunError, SpecError
-from longrein.lab import plots, records, report, search_table
+from longrein.lab import plots, ray_cluster, records, report, search_table
 from longrein.lab.baseline import measure_missing
 from longrein.lab.experiment import open_envs
 from longrein.lab.processes import process_of
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REACH_SECONDS = 10.0
-"""How long a cluster may take to answer."""
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's shared memory on this machine: reports are small, and Ray would take a third of the memory."""
 
@@ -214,15 +211,11 @@ def _ray(address: str, processes: int | None, space: Space) -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raise SpecError for what is no address, RunError where nothing listens: Ray itself would try for minutes."""
+    """Raise SpecError for what is no address, RunError where no Ray answers: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
         raise SpecError("address", f"{address!r} is no HOST:PORT", hint="as `ray start --head` says it: 10.0.0.1:6379")
-    try:
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
-    except OSError as error:
-        problem = f"the Ray cluster at {address} cannot be reached, tried for {REACH_SECONDS:g} s at most: {error}"
-        raise RunError(problem, hint="ray status, on its first machine") from None
+    ray_cluster.reach(address)
 
 
 def _tune(spec: Spec, space: Space, folder: Path, watch: _Watch) -> list[TuneTrial]:
