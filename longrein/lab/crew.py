@@ -11,19 +11,17 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 import psutil
 
-from longrein.errors import Error, RoleDied, RunError, SpecError
+from longrein.errors import RunError, SpecError
 from longrein.lab.acting_role import Hello, Role, policy_arrays, seeds_of_life
 from longrein.lab.actor import Episode
 from longrein.lab.actor_process import Start, live, packed
@@ -31,7 +29,7 @@ from longrein.lab.assembly import Assembly, Played
 from longrein.lab.channel import Form, Inlet, Ring, Weights, form_of
 from longrein.lab.inference_keeper import InferenceKeeper
 from longrein.lab.learner import Learner
-from longrein.lab.role_process import FAILURES, KILLS, READY_SECONDS, context_for
+from longrein.lab.role_process import Post, context_for
 from longrein.lab.station import Crewed
 from longrein.lab.topology import Topology
 from longrein.learn.algorithms import Policy
@@ -40,7 +38,6 @@ from longrein.learn.batch import Batch
 ACTOR_BYTES = 110 * 2**20
 """That an actor takes for itself, beside what it has in common with the others."""
 
-log = logging.getLogger(__name__)
 SeedOf = Callable[..., int]
 
 
@@ -49,18 +46,14 @@ class _Member:
     """One actor's place, through all of its lives."""
 
     index: int
+    post: Post
     life: int = 0
-    process: Any = None
-    pipe: Connection | None = None
-    since: float = 0.0  # when this life began
     hello: Hello | None = None
     started: bool = False
     ring: Ring | None = None
     inlet: Inlet | None = None
     kept: set[int] = field(default_factory=set)  # slots that are not with the actor
     owed: list[int] = field(default_factory=list)  # those of them that it gets when the next batch is begun
-    deaths: int = 0  # in a row
-    error: Error | None = None
     draws: bytes | None = None  # the generator after the last cut
 
 
@@ -72,23 +65,32 @@ class ProcessCrew:
     def __init__(self, role: Role, topology: Topology, seed_of: SeedOf) -> None:
         """role: with the copies of one actor. Opens nothing yet."""
         self.topology = topology
-        self.replaced = 0  # actors
         self._role = role
-        self._packed = packed(role)
         self._seed_of = seed_of
-        self._members = [_Member(index) for index in range(topology.actors)]
+        context = context_for(role.algorithm)
+        self._central: InferenceKeeper | None = None
+        if topology.inference == "central":
+            self._central = InferenceKeeper(role.algorithm, role.config, role.copies, topology, context)
+        self._members = []
+        whole = packed(role)
+        for index in range(topology.actors):
+            bell = () if self._central is None else (self._central.bells[index],)
+            post = Post(f"actor {index}", context, live, (whole, *bell))
+            post.replaceable = False  # before it was ever at work
+            self._members.append(_Member(index, post))
         self._arrived: deque[tuple[_Member, int, Played]] = deque()
         self._assembly = Assembly(topology.actors, role.copies, topology.max_lag)
         self._weights: Weights | None = None
         self._seed = 0
-        self._draws: Sequence[bytes | None] = [None] * topology.actors
         self._cut: int | None = None
-        self._context = context_for(role.algorithm)
-        self._central: InferenceKeeper | None = None
-        if topology.inference == "central":
-            self._central = InferenceKeeper(role.algorithm, role.config, role.copies, topology, self._context)
         self._choices: tuple[int, bytes | None] = 0, None  # its life, and its generator after the last cut
         self._waited = 0.0
+        self._replaced = 0  # before a resume
+
+    @property
+    def replaced(self) -> int:
+        """Actors that died, and were replaced."""
+        return self._replaced + sum(member.post.replaced for member in self._members)
 
     @property
     def env_steps(self) -> int:
@@ -129,7 +131,7 @@ class ProcessCrew:
                 hint="fewer actors, with more environments each",
             )
         for member in self._members:
-            self._spawn(member)
+            member.post.start()
         while any(member.hello is None for member in self._members):
             self._listen(lambda: False)
         first = self._members[0].hello
@@ -153,6 +155,8 @@ class ProcessCrew:
         arrays = policy_arrays(policy)
         if self._weights is None:
             self._weights = Weights(form_of(arrays))
+            for member in self._members:
+                member.post.replaceable = True
         self._weights.publish(arrays, version)
 
     def collect(self, cut: int | None, stopped: Callable[[], bool]) -> tuple[Batch, dict[str, float]] | None:
@@ -205,7 +209,7 @@ class ProcessCrew:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; `begin` comes after it."""
         self._assembly.load_state_dict(state)
-        self.replaced = state["replaced"]
+        self._replaced = state["replaced"]
         for member, life, draws in zip(self._members, state["lives"], state["draws"], strict=True):
             # An actor whose generator was not saved draws anew: not what it drew after its start.
             member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
@@ -225,16 +229,9 @@ class ProcessCrew:
         if self._central is not None:
             self._central.shut()
         for member in self._members:
-            if member.pipe is not None:
-                member.pipe.close()
-        deadline = time.monotonic() + 5.0
+            member.post.dismiss()
         for member in self._members:
-            if member.process is not None:
-                member.process.join(max(deadline - time.monotonic(), 0.0))
-                for end in (member.process.terminate, member.process.kill):
-                    if member.process.is_alive():
-                        end()
-                        member.process.join(2.0)
+            member.post.end()
             if member.ring is not None:
                 member.ring.close()
         if self._central is not None:
@@ -259,19 +256,8 @@ class ProcessCrew:
         ready = (member for member in self._members if member.owed or (member.hello is not None and not member.started))
         central.expect(member.index for member in ready)
 
-    def _spawn(self, member: _Member) -> None:
-        ours, theirs = self._context.Pipe()
-        bell = () if self._central is None else (self._central.bells[member.index],)
-        name = f"actor-{member.index}"
-        member.process = self._context.Process(target=live, args=(theirs, self._packed, *bell), name=name)
-        member.process.start()
-        theirs.close()
-        member.pipe, member.since = ours, time.monotonic()
-        member.hello, member.inlet, member.started, member.error = None, None, False, None
-
     def _start(self, member: _Member) -> None:
         """Tell an actor, which has said hello, what to begin with."""
-        assert member.pipe is not None
         assert self._weights is not None
         life = member.life if member.draws is None else 0
         several = len(self._members) > 1
@@ -281,17 +267,16 @@ class ProcessCrew:
         place = None if self._central is None else self._central.place(member.index)
         start = Start((self._weights.name, self._weights.form), ring, seed, draws, self._cut_of(member), place)
         member.started = True
-        with suppress(OSError):  # it died meanwhile: _listen will find its end
-            member.pipe.send(start)
-            if member.ring is not None:
-                self._connect(member)
+        member.post.send(start)
+        if member.ring is not None:
+            self._connect(member)
 
     def _connect(self, member: _Member) -> None:
         """Give an actor its slots."""
-        assert member.pipe is not None
+        assert member.post.pipe is not None
         assert member.ring is not None
         slots = [slot for slot in range(len(member.ring.slots)) if slot not in member.kept]
-        member.inlet = Inlet(member.pipe, member.ring, slots, self._cut_of(member))
+        member.inlet = Inlet(member.post.pipe, member.ring, slots, self._cut_of(member))
 
     def _cut_of(self, member: _Member) -> int | None:
         return None if self._cut is None else self._cut + member.index * self._role.copies
@@ -304,31 +289,18 @@ class ProcessCrew:
     def _listen(self, stopped: Callable[[], bool]) -> None:
         """Wait a little for whatever actors say, and take in all of it."""
         begun = time.monotonic()
-        pipes = {member.pipe: member for member in self._members if member.pipe is not None}
-        ready = wait([*pipes, *([] if self._central is None else self._central.pipes)], 0.1)
+        pipes = [member.post.pipe for member in self._members if member.post.pipe is not None]
+        wait([*pipes, *([] if self._central is None else self._central.pipes)], 0.1)
         self._waited += time.monotonic() - begun
         if self._central is not None:
             self._central.hear()
-        for pipe in ready:
-            assert isinstance(pipe, Connection)
-            if pipe not in pipes:
-                continue
-            member = pipes[pipe]
-            try:
-                while pipe.poll():
-                    self._heard(member, pipe.recv())
-            except (EOFError, OSError):
-                self._lost(member)
         for member in self._members:
-            if member.hello is None and time.monotonic() - member.since > READY_SECONDS:
-                member.error = RunError(f"actor {member.index} was not ready within {READY_SECONDS:g} s",
-                                        hint="do its environments open at all? longrein run --dry-run")  # fmt: skip
-                member.process.kill()
+            for said in member.post.hear():
+                self._heard(member, said)
 
     def _heard(self, member: _Member, said: Any) -> None:
-        assert member.pipe is not None
-        if isinstance(said, Error):
-            member.error = said
+        if said is None:
+            self._lost(member)
         elif isinstance(said, Hello):
             member.hello = said
             if self._weights is not None:  # a replaced one: the others have begun
@@ -336,39 +308,23 @@ class ProcessCrew:
         elif member.inlet is None:
             form: Form = said
             member.ring = Ring(form, self.topology.ahead + 1)
-            member.pipe.send((member.ring.name, len(member.ring.slots)))
+            member.post.send((member.ring.name, len(member.ring.slots)))
             self._connect(member)
         else:
             slot, played = said
-            member.deaths = 0
+            member.post.lives()
             member.kept.add(slot)
             if played.draws is not None:
                 member.draws = played.draws
             self._arrived.append((member, slot, played))
 
     def _lost(self, member: _Member) -> None:
-        """Replace an actor, or raise what ended it when it has died too often or was never there."""
-        assert member.pipe is not None
-        member.pipe.close()
-        member.process.join(5.0)
-        if member.process.is_alive():  # it closed its pipe, and lives on
-            member.process.kill()
-            member.process.join()
+        """Another one is in its place, and has begun nothing yet."""
         if self._central is not None:
             self._central.miss(member.index)
-        member.deaths += 1
-        name = f"actor {member.index}"
-        hint = "its log may say more; a script that starts processes needs if __name__ == '__main__'"
-        error = member.error or RoleDied(name, member.process.exitcode, hint=hint)
-        killed = member.error is None and member.process.exitcode in (-signal.SIGKILL, -signal.SIGTERM)
-        if self._weights is None or member.deaths >= (KILLS if killed else FAILURES):
-            raise error
-        log.warning("%s ended and is replaced: %s", name, error)
-        self.replaced += 1
         self._assembly.restarts += self._role.copies
+        member.hello, member.inlet, member.started, member.draws = None, None, False, None
         member.life += 1
-        member.draws = None
-        self._spawn(member)
 
 
 @contextmanager

@@ -149,17 +149,23 @@ class Post:
             yield None
         if not self._ready and time.monotonic() - self._since > READY_SECONDS:
             self._process.kill()
-            raise RunError(f"{self.name} was not ready within {READY_SECONDS:g} s", hint="its log may say more")
+            raise RunError(f"{self.name} was not ready within {READY_SECONDS:g} s",
+                           hint="do its environments open at all? longrein run --dry-run")  # fmt: skip
 
     def lives(self) -> None:
         """It has done something: what was before does not count."""
         self._deaths = 0
 
+    def dismiss(self) -> None:
+        """Close the pipe, at which it ends by itself."""
+        if self.pipe is not None:
+            self.pipe.close()
+
     def end(self, seconds: float = 5.0) -> None:
-        """Close the pipe, and wait so long for it to end by itself. May be called twice."""
+        """Dismiss it, and wait so long before it is killed. May be called twice."""
         if self.pipe is None:
             return
-        self.pipe.close()
+        self.dismiss()
         self._process.join(seconds)
         for end in (self._process.terminate, self._process.kill):
             if self._process.is_alive():
@@ -175,7 +181,8 @@ class Post:
             self._process.join()
         self._deaths += 1
         code = self._process.exitcode
-        error = self._error or RoleDied(self.name, code, hint="its log may say more")
+        hint = "its log may say more; a script that starts processes needs if __name__ == '__main__'"
+        error = self._error or RoleDied(self.name, code, hint=hint)
         killed = self._error is None and code in (-signal.SIGKILL, -signal.SIGTERM)
         if not self.replaceable or self._deaths >= (KILLS if killed else FAILURES):
             raise error

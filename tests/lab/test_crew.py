@@ -232,7 +232,7 @@ def test_more_actors_than_fit_and_settings_that_do_not(tmp_path: Path, monkeypat
 
 
 def test_an_actor_that_is_never_ready_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrein.lab.crew.READY_SECONDS", 0.5)
+    monkeypatch.setattr("longrein.lab.role_process.READY_SECONDS", 0.5)
     with pytest.raises(RunError, match="was not ready"):
         run_session(settings("dqn", topology=TURNS), tmp_path, far_envs.asleep)
 
