@@ -18,7 +18,7 @@ from longrein.learn import policy_value
 from longrein.learn.algorithms import ppo
 from longrein.learn.algorithms.ppo import ACTION_SPACES, Memory, Policy
 from longrein.learn.batch import Batch
-from longrein.learn.returns import vtrace
+from longrein.learn.returns import continues, vtrace
 
 __all__ = ["ACTION_SPACES", "APPO", "Config", "build"]
 
@@ -90,10 +90,11 @@ class APPO(ppo.PPO):
 
     def _credit(
         self, batch: Batch, reward: Tensor, value: Tensor, next_value: Tensor, memory: Memory | None
-    ) -> tuple[Tensor, Tensor]:
-        """The target network's log-probabilities, and how far V-trace would move each value: [T, B] each.
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The target network's log-probabilities, its clipped ratio to the policy that acted, advantages, and targets.
 
-        The latter has the action's own ratio in it, and is GAE's advantage where nothing lags.
+        Without lag the advantages are GAE's. The ratio of a row's own action is not in its advantage: where advantages
+        are normalised, their mean would else pull towards the policy that acted.
         """
         valid, config = batch.valid, self.config
         log_prob = torch.zeros_like(batch.reward)
@@ -104,11 +105,16 @@ class APPO(ppo.PPO):
             reward, *ends, value, next_value, log_ratio,
             gamma=config.gamma, lambda_=config.lambda_, rho_clip=config.rho_clip, c_clip=config.c_clip,
         )  # fmt: skip
+        moved = (target - value).masked_fill(~valid, 0.0)
+        goes_on = continues(batch.done, valid)
+        later = torch.where(goes_on, moved.roll(-1, 0), 0.0)
+        error = (reward + config.gamma * next_value * ~batch.terminated - value).masked_fill(~valid, 0.0)
         rho = log_ratio[valid].exp()
         self._measured = {
             "rho": float(rho.mean()), "rho_clipped": float((rho > config.rho_clip + 1e-3).float().mean()),
         }  # fmt: skip
-        return log_prob, (target - value).masked_fill(~valid, 0.0)
+        weight = log_ratio.exp().clamp(max=config.rho_clip)
+        return log_prob, weight, error + config.gamma * config.lambda_ * later, target
 
     def _target_log_prob(self, batch: Batch, memory: Memory | None) -> Tensor:
         """Of the valid rows' actions: [N]."""

@@ -249,18 +249,18 @@ class PPO:
         value, next_value = policy_value.values(
             self.policy.net, inputs, (ends, successor), *((memory.state, memory.begin) if memory is not None else ())
         )
-        log_prob, advantage = self._credit(batch, reward, value, next_value, memory)
-        rows = Rows(inputs, mask, batch.action, log_prob, value, advantage, advantage + value)
+        log_prob, weight, advantage, target = self._credit(batch, reward, value, next_value, memory)
+        rows = Rows(inputs, mask, batch.action, log_prob, weight, value, advantage, target)
         return (rows if memory is not None else rows.at(batch.valid)), memory
 
     def _credit(
         self, batch: Batch, reward: Tensor, value: Tensor, next_value: Tensor, memory: Memory | None
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities that ratios are to, and advantages: [T, B] each."""
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Log-probabilities that ratios are to, weights of rows, advantages, value targets: [T, B] each."""
         ends = batch.terminated, batch.truncated, batch.valid
         config = self.config
         advantage = gae(reward, *ends, value, next_value, gamma=config.gamma, lambda_=config.lambda_)
-        return batch.extras["log_prob"], advantage
+        return batch.extras["log_prob"], None, advantage, advantage + value
 
     def _epochs(self, rows: Rows, memory: Memory | None, clip: float, entropy_weight: float) -> dict[str, float]:
         limit = self.config.target_kl
@@ -321,6 +321,8 @@ class PPO:
         """One optimizer step on one minibatch; what was measured before it: four scalars, and log ratios [N]."""
         log_ratio = distribution.log_prob(rows.action) - rows.log_prob
         advantage = losses.normalised(rows.advantage) if self.config.normalise_advantage else rows.advantage
+        if rows.weight is not None:
+            advantage = advantage * rows.weight
         policy_loss = losses.clipped_surrogate(log_ratio, advantage, clip)
         if self.config.value_clip is None:
             value_loss = losses.value_loss(value, rows.target)
@@ -347,6 +349,7 @@ class Rows:
     mask: Tensor | None
     action: Tensor
     log_prob: Tensor
+    weight: Tensor | None
     value: Tensor
     advantage: Tensor
     target: Tensor
@@ -358,6 +361,7 @@ class Rows:
             None if self.mask is None else self.mask[index],
             self.action[index],
             self.log_prob[index],
+            None if self.weight is None else self.weight[index],
             self.value[index],
             self.advantage[index],
             self.target[index],
