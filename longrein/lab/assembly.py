@@ -73,6 +73,7 @@ class Assembly:
         self._live: dict[int, int] = {}  # actor -> its environments that are there, where they come and go
         self._batch: Arrays = {}
         self._blocks: dict[int, Played] = {}
+        self._open = set(range(actors))  # blocks that are not there yet
         self._lags = Counter[int]()
         self._episodes: list[Episode] = []
         self._last_batch = time.monotonic()
@@ -104,7 +105,8 @@ class Assembly:
         if self.max_lag is not None and lag > self.max_lag:
             self.dropped += 1
             return False
-        block = actor if actor not in self._blocks else min(set(range(self.actors)) - self._blocks.keys())
+        block = actor if actor in self._open else min(self._open)
+        self._open.remove(block)
         self._copy(arrays, block)
         self._blocks[block] = played
         self._lags[lag] += 1
@@ -120,7 +122,7 @@ class Assembly:
         rows = int(batch.valid.sum())
         self.env_steps += rows
         measured = self._measured(rows, waited)
-        self._blocks, self._lags = {}, Counter()
+        self._blocks, self._open, self._lags = {}, set(range(self.actors)), Counter()
         return batch, measured
 
     def finished(self) -> list[Episode]:

@@ -181,9 +181,9 @@ class Post:
             self._process.join()
         self._deaths += 1
         code = self._process.exitcode
-        hint = "its log may say more; a script that starts processes needs if __name__ == '__main__'"
-        error = self._error or RoleDied(self.name, code, hint=hint)
         killed = self._error is None and code in (-signal.SIGKILL, -signal.SIGTERM)
+        hint = "its log may say more; a script that starts processes needs if __name__ == '__main__'"
+        error = self._error or RoleDied(self.name, code, hint="it was killed from outside" if killed else hint)
         if not self.replaceable or self._deaths >= (KILLS if killed else FAILURES):
             raise error
         log.warning("%s ended and is replaced: %s", self.name, error)
