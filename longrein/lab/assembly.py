@@ -9,12 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from longrein.lab.actor import Episode
 from longrein.lab.channel import Arrays
+from longrein.lab.topology import Topology
 from longrein.learn.batch import Batch
 from longrein.learn.rollout import batch_of
 
@@ -169,3 +170,61 @@ class Assembly:
             "actor_steps_per_second": rows / max(acting, 1e-9),
             "rollouts_dropped": float(self.dropped), **(population if self._live else {}),
         }  # fmt: skip
+
+
+class Assembling:
+    """What all crews have in common as a scene: they count what they put together, and keep no environment's state."""
+
+    bodies: Sequence[str] = ("",)
+
+    def __init__(self, topology: Topology, copies: int) -> None:
+        """copies: environments of one actor."""
+        self.topology = topology
+        self._assembly = Assembly(topology.actors, copies, topology.max_lag)
+        self._seed = 0  # of the first reset, from which every copy's follows
+        self._cut: int | None = None  # seed of the reset after the batch at hand
+
+    @property
+    def env_steps(self) -> int:
+        """Valid rows handed out."""
+        return self._assembly.env_steps
+
+    @property
+    def restarts(self) -> int:
+        """Environments that were lost and replaced."""
+        return self._assembly.restarts
+
+    @property
+    def actors(self) -> Sequence[Self]:
+        """Who has episodes."""
+        return (self,)
+
+    @property
+    def copies(self) -> int:
+        """Environments of all actors."""
+        return self._assembly.copies * self._assembly.actors
+
+    @property
+    def saves(self) -> bool:
+        """Whether there is no need of a cut: only actors that take turns with the learner can go on to the bit."""
+        return self.topology.ahead > 0
+
+    def begin(self, seed: int) -> None:
+        """Let the actors begin new episodes, copy k of all with seed + k, when they are asked for the next batch."""
+        self._seed = seed
+
+    def finished(self) -> list[Episode]:
+        """Episodes that ended since the last call."""
+        return self._assembly.finished()
+
+    def save_state(self) -> Any:
+        """None: environments of actors begin anew."""
+        return None
+
+    def reset_to(self, state: Any) -> None:
+        """There is no such state."""
+        raise AssertionError("actors save no state of environments")
+
+    def _cut_of(self, actor: int) -> int | None:
+        """The seed of an actor's part of the reset after the batch at hand."""
+        return None if self._cut is None else self._cut + actor * self._assembly.copies

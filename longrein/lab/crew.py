@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -23,9 +23,8 @@ import psutil
 
 from longrein.errors import RunError, SpecError
 from longrein.lab.acting_role import Hello, Role, policy_arrays, seeds_of_life
-from longrein.lab.actor import Episode
 from longrein.lab.actor_process import Start, live, packed
-from longrein.lab.assembly import Assembly, Played
+from longrein.lab.assembly import Assembling, Played
 from longrein.lab.channel import Form, Inlet, Ring, Weights, form_of
 from longrein.lab.inference_keeper import InferenceKeeper
 from longrein.lab.learner import Learner
@@ -57,14 +56,12 @@ class _Member:
     draws: bytes | None = None  # the generator after the last cut
 
 
-class ProcessCrew:
+class ProcessCrew(Assembling):
     """Actors in processes, as one arena."""
-
-    bodies: Sequence[str] = ("",)
 
     def __init__(self, role: Role, topology: Topology, seed_of: SeedOf) -> None:
         """role: with the copies of one actor. Opens nothing yet."""
-        self.topology = topology
+        super().__init__(topology, role.copies)
         self._role = role
         self._seed_of = seed_of
         context = context_for(role.algorithm)
@@ -79,10 +76,7 @@ class ProcessCrew:
             post.replaceable = False  # before it was ever at work
             self._members.append(_Member(index, post))
         self._arrived: deque[tuple[_Member, int, Played]] = deque()
-        self._assembly = Assembly(topology.actors, role.copies, topology.max_lag)
         self._weights: Weights | None = None
-        self._seed = 0
-        self._cut: int | None = None
         self._choices: tuple[int, bytes | None] = 0, None  # its life, and its generator after the last cut
         self._waited = 0.0
         self._replaced = 0  # before a resume
@@ -93,34 +87,9 @@ class ProcessCrew:
         return self._replaced + sum(member.post.replaced for member in self._members)
 
     @property
-    def env_steps(self) -> int:
-        """Valid rows handed out."""
-        return self._assembly.env_steps
-
-    @property
-    def restarts(self) -> int:
-        """Environments that were lost and replaced."""
-        return self._assembly.restarts
-
-    @property
     def published(self) -> bool:
         """Whether there are weights to act with."""
         return self._weights is not None
-
-    @property
-    def actors(self) -> Sequence[ProcessCrew]:
-        """Who has episodes."""
-        return (self,)
-
-    @property
-    def copies(self) -> int:
-        """Environments of all actors."""
-        return self._role.copies * len(self._members)
-
-    @property
-    def saves(self) -> bool:
-        """Whether there is no need of a cut: only actors that take turns with the learner can go on to the bit."""
-        return self.topology.ahead > 0
 
     def open(self) -> Hello:
         """Start all actors; what they step. Raises what kept one from it, RoleDied, or RunError after too long."""
@@ -145,10 +114,6 @@ class ProcessCrew:
             while not self._central.ready:
                 self._listen(lambda: False)
         return first
-
-    def begin(self, seed: int) -> None:
-        """Let the actors begin new episodes, copy k of all with seed + k, when they are asked for the next batch."""
-        self._seed = seed
 
     def publish(self, policy: Policy, version: int) -> None:
         """Let the actors act with these weights from their next rollout on."""
@@ -194,10 +159,6 @@ class ProcessCrew:
             self._choices = self._choices[0], None if cut is None else self._central.draws
         return batch, measured
 
-    def finished(self) -> list[Episode]:
-        """Episodes that ended since the last call."""
-        return self._assembly.finished()
-
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the generators of actors that were cut."""
         return {
@@ -215,14 +176,6 @@ class ProcessCrew:
             member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
         life, draws = state["choices"]
         self._choices = (life, draws) if draws is not None else (life + 1, None)
-
-    def save_state(self) -> Any:
-        """None: environments of actors begin anew."""
-        return None
-
-    def reset_to(self, state: Any) -> None:
-        """There is no such state."""
-        raise AssertionError("actors save no state of environments")
 
     def close(self) -> None:
         """End all processes and remove all segments."""
@@ -265,7 +218,7 @@ class ProcessCrew:
         ring = None if member.ring is None else (member.ring.name, member.ring.form, len(member.ring.slots))
         draws = member.draws if member.draws is not None else drawn
         place = None if self._central is None else self._central.place(member.index)
-        start = Start((self._weights.name, self._weights.form), ring, seed, draws, self._cut_of(member), place)
+        start = Start((self._weights.name, self._weights.form), ring, seed, draws, self._cut_of(member.index), place)
         member.started = True
         member.post.send(start)
         if member.ring is not None:
@@ -276,15 +229,12 @@ class ProcessCrew:
         assert member.post.pipe is not None
         assert member.ring is not None
         slots = [slot for slot in range(len(member.ring.slots)) if slot not in member.kept]
-        member.inlet = Inlet(member.post.pipe, member.ring, slots, self._cut_of(member))
-
-    def _cut_of(self, member: _Member) -> int | None:
-        return None if self._cut is None else self._cut + member.index * self._role.copies
+        member.inlet = Inlet(member.post.pipe, member.ring, slots, self._cut_of(member.index))
 
     def _free(self, member: _Member, slot: int) -> None:
         member.kept.discard(slot)
         if member.inlet is not None:
-            member.inlet.free(slot, self._cut_of(member))
+            member.inlet.free(slot, self._cut_of(member.index))
 
     def _listen(self, stopped: Callable[[], bool]) -> None:
         """Wait a little for whatever actors say, and take in all of it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +21,8 @@ from typing import Any
 from longrein.errors import Error, RoleDied, RunError, SpecError
 from longrein.lab import ray_cluster
 from longrein.lab.acting_role import Hello, Role, policy_arrays, seeds_of_life
-from longrein.lab.actor import Episode
 from longrein.lab.actor_process import packed
-from longrein.lab.assembly import Assembly
+from longrein.lab.assembly import Assembling
 from longrein.lab.learner import Learner
 from longrein.lab.ray_actor import BESIDE, Place, RayActor, cost
 from longrein.lab.role_process import FAILURES, KILLS, READY_SECONDS
@@ -64,16 +63,14 @@ class _Member:
         return f"actor {self.index}"
 
 
-class RayCrew:
+class RayCrew(Assembling):
     """Actors on a Ray cluster, which this process has joined, as one arena."""
-
-    bodies: Sequence[str] = ("",)
 
     def __init__(self, role: Role, topology: Topology, seed_of: SeedOf) -> None:
         """role: with the copies of one actor. Makes no actor yet."""
         import ray
 
-        self.topology = topology
+        super().__init__(topology, role.copies)
         self.replaced = 0  # actors
         self._ray = ray
         self._role = role
@@ -82,45 +79,17 @@ class RayCrew:
         self._seed_of = seed_of
         self._members = [_Member(index) for index in range(topology.actors)]
         self._turn = deque(self._members)  # who has waited longest for the learner comes first
-        self._assembly = Assembly(topology.actors, role.copies, topology.max_lag)
         for call in (RayActor.renew, RayActor.end):
             ray.method(concurrency_group=BESIDE)(call)
         self._kind: Any = ray.remote(**cost(topology.actor_cpus))(RayActor)
         self._weights: Any = None  # a reference to what was published
         self._version = 0
-        self._seed = 0
-        self._cut: int | None = None
         self._waited = 0.0
-
-    @property
-    def env_steps(self) -> int:
-        """Valid rows handed out."""
-        return self._assembly.env_steps
-
-    @property
-    def restarts(self) -> int:
-        """Environments that were lost and replaced."""
-        return self._assembly.restarts
 
     @property
     def published(self) -> bool:
         """Whether there are weights to act with."""
         return self._weights is not None
-
-    @property
-    def actors(self) -> Sequence[RayCrew]:
-        """Who has episodes."""
-        return (self,)
-
-    @property
-    def copies(self) -> int:
-        """Environments of all actors."""
-        return self._role.copies * len(self._members)
-
-    @property
-    def saves(self) -> bool:
-        """Whether there is no need of a cut: only actors that take turns with the learner can go on to the bit."""
-        return self.topology.ahead > 0
 
     def open(self) -> Hello:
         """Make all actors; what they step. Raises what kept one from it, RoleDied, or RunError after too long."""
@@ -136,10 +105,6 @@ class RayCrew:
                 raise SpecError("env", f"actor 0 steps {first}, and {member.name} {member.hello}",
                                 hint="all must step the same environment")  # fmt: skip
         return first
-
-    def begin(self, seed: int) -> None:
-        """Let the actors begin new episodes, copy k of all with seed + k, when they are asked for the next batch."""
-        self._seed = seed
 
     def publish(self, policy: Policy, version: int) -> None:
         """Let the actors act with these weights from their next rollout on."""
@@ -170,10 +135,6 @@ class RayCrew:
         batch, measured = self._assembly.batch(waited)
         return batch, measured | {"queue": queue, "actors_replaced": float(self.replaced)}
 
-    def finished(self) -> list[Episode]:
-        """Episodes that ended since the last call."""
-        return self._assembly.finished()
-
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the generators of actors that were cut."""
         return {
@@ -188,14 +149,6 @@ class RayCrew:
         for member, life, draws in zip(self._members, state["lives"], state["draws"], strict=True):
             # An actor whose generator was not saved draws anew: not what it drew after its start.
             member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
-
-    def save_state(self) -> Any:
-        """None: environments of actors begin anew."""
-        return None
-
-    def reset_to(self, state: Any) -> None:
-        """There is no such state."""
-        raise AssertionError("actors save no state of environments")
 
     def close(self) -> None:
         """End all actors."""
@@ -230,8 +183,7 @@ class RayCrew:
     def _ask(self, member: _Member) -> None:
         """For a rollout."""
         if member.started:
-            cut = None if self._cut is None else self._cut + member.index * self._role.copies
-            member.asked.append(member.actor.play.remote(self._weights, cut))
+            member.asked.append(member.actor.play.remote(self._weights, self._cut_of(member.index)))
 
     def _queued(self) -> int:
         """Rollouts that wait for the learner."""
