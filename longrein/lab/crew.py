@@ -272,9 +272,11 @@ class ProcessCrew(Assembling):
         """Another one is in its place, and has begun nothing yet."""
         if self._central is not None:
             self._central.miss(member.index)
-        self._assembly.restarts += self._role.copies
-        member.hello, member.inlet, member.started, member.draws = None, None, False, None
-        member.life += 1
+        if member.started:  # else this life goes on where it has not begun
+            self._assembly.restarts += self._role.copies
+            member.draws = None
+            member.life += 1
+        member.hello, member.inlet, member.started = None, None, False
 
 
 @contextmanager

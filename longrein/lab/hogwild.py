@@ -245,9 +245,11 @@ class Workers:
     def _died(self, place: _Place) -> None:
         """Another one is in its place, and holds nothing."""
         self.replaced += 1
-        self.restarts += self._role.copies
-        place.life += 1
-        place.hello, place.begun, place.goes, place.owned = None, False, 0, None
+        if place.begun:  # else this life goes on where it has not begun
+            self.restarts += self._role.copies
+            place.life += 1
+            place.owned = None
+        place.hello, place.begun, place.goes = None, False, 0
 
     def _heard(self, place: _Place, report: Report) -> None:
         place.post.lives()

@@ -105,7 +105,7 @@ class Post:
     def __init__(self, name: str, context: Any, target: Callable[..., None], args: tuple[Any, ...]) -> None:
         self.name = name
         self.replaced = 0
-        self.replaceable = True  # whether it gets another life; else its first death raises what ended it
+        self.replaceable = True  # whether it gets another life when it failed; when it was killed it does in any case
         self.pipe: Connection | None = None
         self._context = context
         self._target = target
@@ -184,7 +184,7 @@ class Post:
         killed = self._error is None and code in (-signal.SIGKILL, -signal.SIGTERM)
         hint = "its log may say more; a script that starts processes needs if __name__ == '__main__'"
         error = self._error or RoleDied(self.name, code, hint="it was killed from outside" if killed else hint)
-        if not self.replaceable or self._deaths >= (KILLS if killed else FAILURES):
+        if self._deaths >= (KILLS if killed else FAILURES if self.replaceable else 1):
             raise error
         log.warning("%s ended and is replaced: %s", self.name, error)
         self.replaced += 1

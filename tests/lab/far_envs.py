@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,15 @@ def noted(folder: str, count: int) -> Vector:
     """`counts`, and a file named by the process that has them."""
     Path(folder, str(os.getpid())).touch()
     return counts(count)
+
+
+def killed_once(folder: str, count: int) -> Vector:
+    """`walks`; the first process beside the session's that opens them is killed as it does."""
+    file = Path(folder, "killed")
+    if parent_process() is not None and not file.exists():
+        file.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return walks(count)
 
 
 def broken(count: int) -> Vector:

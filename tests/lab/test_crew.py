@@ -96,6 +96,16 @@ def test_an_actor_that_takes_turns_is_as_one_process(tmp_path: Path, name: str) 
     assert set(rows["lag_0"]) == {1.0}
 
 
+def test_an_actor_killed_while_it_opens_its_environments_is_as_if_it_had_not_been(tmp_path: Path) -> None:
+    here = run_session(settings("ppo"), tmp_path / "here", far_envs.walks)
+    opens = partial(far_envs.killed_once, str(tmp_path))
+    there = run_session(settings("ppo", topology=TURNS), tmp_path / "there", opens)
+    assert (tmp_path / "killed").exists()
+    assert there.restarts == 0
+    assert_same(saved(here.folder)["state"], saved(there.folder)["state"])
+    assert records.read_table(there.folder / "metrics.csv")["actors_replaced"][-1] == 1
+
+
 def test_several_actors_that_take_turns_give_the_same_batches_as_in_one_process(tmp_path: Path) -> None:
     asked = settings("ppo", checkpoint_every=10**6, topology=Topology(actors=2, ahead=0))
     there = run_session(asked, tmp_path / "there", far_envs.walks)

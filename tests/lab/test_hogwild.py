@@ -70,6 +70,15 @@ def test_one_worker_is_as_one_process(tmp_path: Path, name: str) -> None:
     assert set(rows["actor_lag"]) == {0.0}
 
 
+def test_a_worker_killed_while_it_opens_its_environments_is_as_if_it_had_not_been(tmp_path: Path) -> None:
+    here = run_session(settings("a3c"), tmp_path / "here", far_envs.walks)
+    opens = partial(far_envs.killed_once, str(tmp_path))
+    there = run_session(settings("a3c", topology=ALONE), tmp_path / "there", opens)
+    assert (tmp_path / "killed").exists()
+    assert there.restarts == 0
+    assert_same(saved(here.folder)["state"], saved(there.folder)["state"])
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
