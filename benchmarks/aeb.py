@@ -111,7 +111,7 @@ def by_session(make: Any, steps: int, folder: Path) -> float:
         staged(Space(settings.bodies), [("ppo", config)], [(make, COPIES)], lambda *_: 1, records) as stands,
     ):
         started = time.process_time()
-        Course(settings, stands, records).run(threading.Event())
+        Course(settings, stands, records, lambda _: None).run(threading.Event())
         return time.process_time() - started
 
 

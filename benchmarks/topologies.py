@@ -53,7 +53,7 @@ class Case:
 
 
 TWO = {"actors": 2}
-SPREAD = {"a3c": {"hogwild": 2}, "impala": TWO, "acer": TWO, "dqn": TWO, "appo": TWO}
+SPREAD = {"a3c": {"hogwild": 2}, "impala": TWO, "acer": {"hogwild": 2}, "dqn": TWO, "appo": TWO}
 CASES = [Case(file, f"{file}_cartpole", "CartPole-v1", topology) for file, topology in SPREAD.items()]
 CASES += [Case(file, f"{file}_lunarlander", "LunarLander-v3", SPREAD[file]) for file in ("acer", "dqn", "appo")]
 
