@@ -122,9 +122,9 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
     figure = Figure((16, 3.0 * -(-len(names) // 5)), layout="constrained")
     for index, name in enumerate(names):
         panel = figure.add_subplot(-(-len(names) // 5), 5, index + 1)
-        for where in WHERE:
+        for line, where in enumerate(WHERE):
             if (run := results.get(f"{name} {where}")) is not None:
-                panel.plot(*run["curve"], linewidth=1.2, label=where)
+                panel.plot(*run["curve"], linewidth=1.2, label=where, color=f"C{line}")
         panel.set_title(name, fontsize=9)
         panel.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
         panel.legend(fontsize=7)

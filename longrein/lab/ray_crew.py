@@ -254,10 +254,10 @@ class RayCrew(Assembling):
                 member.taken = True
 
     def _lost(self, member: _Member, error: Error, *, killed: bool = False) -> None:
-        """Replace an actor, or raise what ended it when it has died too often or was never there."""
+        """Replace an actor, or raise what ended it when it has died too often or never worked."""
         self._ray.kill(member.actor)
         member.deaths += 1
-        if self._weights is None or member.deaths >= (KILLS if killed else FAILURES):
+        if member.deaths >= (KILLS if killed else FAILURES if self._weights is not None else 1):
             raise error
         log.warning("%s ended and is replaced: %s", member.name, error)
         self.replaced += 1
