@@ -6,7 +6,7 @@ Weights change at one moment only, before a rollout; where environments answer e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,6 +48,11 @@ class Hello:
     action_space: gymnasium.Space[Any]
     num_envs: int
 
+    @classmethod
+    def of(cls, envs: Any) -> Hello:
+        """What a vector environment is."""
+        return cls(envs.single_observation_space, envs.single_action_space, envs.num_envs)
+
 
 def seeds_of_life(
     index: int, life: int, first: int, copies: int, several: bool, seed_of: Callable[..., int]
@@ -70,6 +75,48 @@ def policy_arrays(policy: Policy) -> Arrays:
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
+def opened(role: Role, key: str) -> Any:
+    """A role's environments. key: the setting that asks for such roles. Raises SpecError for a game of several."""
+    # Those that are to answer each for itself must be opened so.
+    envs = role.open_world(role.copies, True) if role.first_ready else role.open_world(role.copies)
+    if isinstance(envs, Games):
+        seats = len(envs.seats)
+        envs.close()
+        raise SpecError(key, f"goes with one agent alone in its environment, and this is a game of {seats} seats",
+                        hint="topology: serial")  # fmt: skip
+    return envs
+
+
+def all_alike(hellos: Sequence[Hello | None], role: str) -> Hello:
+    """What all of them step. role: as it is told, "actor". Raises SpecError where they do not step the same."""
+    first = hellos[0]
+    assert first is not None
+    for index, hello in enumerate(hellos):
+        if hello != first:
+            raise SpecError("env", f"{role} 0 steps {first}, and {role} {index} {hello}",
+                            hint="all must step the same environment")  # fmt: skip
+    return first
+
+
+def generator_of(draws: int | bytes) -> torch.Generator:
+    """A generator, from its seed or from its state."""
+    generator = torch.Generator()
+    if isinstance(draws, int):
+        return generator.manual_seed(draws)
+    return generator.set_state(torch.frombuffer(bytearray(draws), dtype=torch.uint8))
+
+
+def fill(rollout: Rollout, actor: Actor, cut: int | None) -> None:
+    """Act a whole rollout out.
+
+    cut: seed of the environments' reset after it; they go on as they are where it is None.
+    """
+    for left in range(rollout.length - 1, -1, -1):
+        rollout.add(actor.step(cut is not None and left == 0))
+    if cut is not None:
+        actor.begin(actor.envs.reset(seed=cut)[0])
+
+
 class ActingRole:
     """One life of an actor: `begin`, then `play` as often as there is room for a rollout, then `close`.
 
@@ -77,14 +124,8 @@ class ActingRole:
     """
 
     def __init__(self, role: Role) -> None:
-        # Those that are to answer each for itself must be opened so.
-        self._envs = role.open_world(role.copies, True) if role.first_ready else role.open_world(role.copies)
-        if isinstance(self._envs, Games):
-            seats = len(self._envs.seats)
-            self._envs.close()
-            raise SpecError("meta.topology.actors", "goes with one agent alone in its environment, and this is a "
-                            f"game of {seats} seats", hint="topology: serial")  # fmt: skip
-        self.hello = Hello(self._envs.single_observation_space, self._envs.single_action_space, self._envs.num_envs)
+        self._envs = opened(role, "meta.topology.actors")
+        self.hello = Hello.of(self._envs)
         self._role = role
         self._restarts = 0  # environments lost and replaced, at the end of the last rollout
         self._env_steps = 0
@@ -109,11 +150,7 @@ class ActingRole:
         self._asking = None if asking is None else asking(algorithm.policy)
         if self._asking is None:
             newest(arrays)
-        self._generator = torch.Generator()
-        if isinstance(draws, int):
-            self._generator.manual_seed(draws)
-        else:
-            self._generator.set_state(torch.frombuffer(bytearray(draws), dtype=torch.uint8))
+        self._generator = generator_of(draws)
         self._rollout = Rollout(algorithm.rollout_steps)
         self._ready: FirstReady | None = None
         self._newest: Callable[[], int] = partial(newest, arrays)
@@ -154,10 +191,7 @@ class ActingRole:
         if columns:
             self._rollout.use(columns)
         version = self._newest() if self._asking is None else 0
-        for left in range(self._rollout.length - 1, -1, -1):
-            self._rollout.add(self._actor.step(cut is not None and left == 0))
-        if cut is not None:
-            self._actor.begin(self._envs.reset(seed=cut)[0])
+        fill(self._rollout, self._actor, cut)
         self._rollout.take()
         columns |= self._rollout.columns
         return version if self._asking is None else self._asking.rest()

@@ -8,21 +8,21 @@
 
 from __future__ import annotations
 
-import pickle
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import cloudpickle
 from numpy.typing import NDArray
 
-from longrein.errors import SpecError
 from longrein.lab.acting_role import ActingRole, Role
 from longrein.lab.channel import Arrays, Form, Outlet, Ring, Weights, form_of
 from longrein.lab.inference import Asking, Desk, Place
+from longrein.lab.inference_process import ring
 from longrein.lab.role_process import enact
 from longrein.learn.algorithms import Policy
 
@@ -43,18 +43,6 @@ class Start:
     """Seed of the cut after the first rollout, where there is one. Of those after it the slots' notes tell."""
     place: Place | None = None
     """Where it asks what to do; None: it chooses by itself."""
-
-
-def packed(role: Any) -> bytes:
-    """What a process is to do, with functions and classes that only this one knows. Raises SpecError if it cannot be.
-
-    By value where multiprocessing would want to import them: from a notebook, or as a lambda.
-    """
-    try:
-        return cloudpickle.dumps(role)  # type: ignore[no-any-return]  # it is not annotated
-    except (TypeError, pickle.PicklingError) as error:
-        raise SpecError("env", f"cannot be sent to another process: {error}",
-                        hint="let its maker open what it needs, or topology: serial") from error  # fmt: skip
 
 
 def live(pipe: Connection, role: bytes, bell: socket.socket | None = None) -> None:
@@ -103,12 +91,9 @@ def _asking(place: Place | None, bell: socket.socket | None) -> Callable[[Policy
     def wait() -> None:
         bell.recv(4096)
         if not desk.answered(place.actor):  # somebody new is there, who may not know of us
-            ring()
+            ring(bell)
 
-    def ring() -> None:
-        bell.send(b"\0")
-
-    return lambda policy: Asking(policy, desk, place.actor, ring, wait)
+    return lambda policy: Asking(policy, desk, place.actor, partial(ring, bell), wait)
 
 
 def _first(pipe: Connection, made: Mapping[str, NDArray[Any]]) -> tuple[Outlet, int]:

@@ -20,39 +20,23 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from longrein.lab.actor import Actor
 from longrein.lab.games import Games, Table
+from longrein.lab.station import Scene
 from longrein.learn.batch import Transition
 
 
-class Arena(Protocol):
-    """What a session steps."""
+class Arena(Scene, Protocol):
+    """What a session steps itself."""
 
     @property
     def actors(self) -> Sequence[Actor]:
         """Who acts here."""
 
     @property
-    def env_steps(self) -> int:
-        """Steps of one environment so far, over all copies together."""
-
-    @property
-    def copies(self) -> int:
-        """Env steps of one vector step, at most."""
-
-    @property
     def saves(self) -> bool:
         """Whether the environments can save their state, so that they need no cut."""
 
-    def begin(self, seed: int) -> None:
-        """Reset the environments, copy k with seed + k."""
-
     def collect(self, steps: int, cut: int | None) -> Iterator[Sequence[Transition]]:
         """The next vector steps, a transition of each actor; after the last a cut with that seed, if one is given."""
-
-    def save_state(self) -> Any:
-        """The environments' state, or None."""
-
-    def reset_to(self, state: Any) -> None:
-        """Put a saved state back; the actors go on from what they hold."""
 
     def close(self) -> None:
         """Close the environments."""

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -154,16 +154,12 @@ class Assembly:
         now = time.monotonic()
         took, self._last_batch = max(now - self._last_batch, 1e-9), now
         acting, waiting = sum(one.acting for one in rollouts), sum(one.waiting for one in rollouts)
-        bins = {
-            f"lag_{low}": sum(n for lag, n in self._lags.items() if low <= lag < high) / len(rollouts)
-            for low, high in zip(LAGS, (*LAGS[1:], float("inf")), strict=True)
-        }
         population = {
             "environments": float(sum(self._live.values())),
             "environments_joined": float(self.joined), "environments_left": float(self.left),
         }  # fmt: skip
         return {
-            "actor_lag": sum(lag * n for lag, n in self._lags.items()) / len(rollouts), **bins,
+            **measured_lag(list(self._lags.elements())),
             "learner_waiting": min(waited / took, 1.0),
             "actor_waiting": waiting / max(acting + waiting, 1e-9),
             "learner_steps_per_second": rows / took,
@@ -172,10 +168,27 @@ class Assembly:
         }  # fmt: skip
 
 
+def measured_lag(lags: Sequence[int]) -> dict[str, float]:
+    """The mean of some lags, and the shares of them in each bin."""
+    ends = (*LAGS[1:], float("inf"))
+    bins = {f"lag_{low}": sum(low <= lag < high for lag in lags) / len(lags)
+            for low, high in zip(LAGS, ends, strict=True)}  # fmt: skip
+    return {"actor_lag": sum(lags) / len(lags), **bins}
+
+
+class Member(Protocol):
+    """One actor's place, through all of its lives."""
+
+    life: int
+    draws: bytes | None
+    """The generator of its choices after the last cut."""
+
+
 class Assembling:
     """What all crews have in common as a scene: they count what they put together, and keep no environment's state."""
 
     bodies: Sequence[str] = ("",)
+    _members: Sequence[Member]
 
     def __init__(self, topology: Topology, copies: int) -> None:
         """copies: environments of one actor."""
@@ -216,6 +229,20 @@ class Assembling:
     def finished(self) -> list[Episode]:
         """Episodes that ended since the last call."""
         return self._assembly.finished()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, and the generators of actors that were cut."""
+        return {
+            **self._assembly.state_dict(),
+            "lives": [member.life for member in self._members], "draws": [member.draws for member in self._members],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; `begin` comes after it."""
+        self._assembly.load_state_dict(state)
+        for member, life, draws in zip(self._members, state["lives"], state["draws"], strict=True):
+            # An actor whose generator was not saved draws anew: not what it drew after its start.
+            member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
 
     def save_state(self) -> Any:
         """None: environments of actors begin anew."""

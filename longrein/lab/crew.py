@@ -19,23 +19,17 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-import psutil
-
-from longrein.errors import RunError, SpecError
-from longrein.lab.acting_role import Hello, Role, policy_arrays, seeds_of_life
-from longrein.lab.actor_process import Start, live, packed
+from longrein.lab.acting_role import Hello, Role, all_alike, policy_arrays, seeds_of_life
+from longrein.lab.actor_process import Start, live
 from longrein.lab.assembly import Assembling, Played
 from longrein.lab.channel import Form, Inlet, Ring, Weights, form_of
 from longrein.lab.inference_keeper import InferenceKeeper
 from longrein.lab.learner import Learner
-from longrein.lab.role_process import Post, context_for
+from longrein.lab.role_process import Post, check_memory, context_for, packed
 from longrein.lab.station import Crewed
 from longrein.lab.topology import Topology
 from longrein.learn.algorithms import Policy
 from longrein.learn.batch import Batch
-
-ACTOR_BYTES = 110 * 2**20
-"""That an actor takes for itself, beside what it has in common with the others."""
 
 SeedOf = Callable[..., int]
 
@@ -68,7 +62,7 @@ class ProcessCrew(Assembling):
         self._central: InferenceKeeper | None = None
         if topology.inference == "central":
             self._central = InferenceKeeper(role.algorithm, role.config, role.copies, topology, context)
-        self._members = []
+        self._members: list[_Member] = []
         whole = packed(role)
         for index in range(topology.actors):
             bell = () if self._central is None else (self._central.bells[index],)
@@ -93,22 +87,12 @@ class ProcessCrew(Assembling):
 
     def open(self) -> Hello:
         """Start all actors; what they step. Raises what kept one from it, RoleDied, or RunError after too long."""
-        free, needed = psutil.virtual_memory().available, ACTOR_BYTES * len(self._members)
-        if free < needed:
-            raise RunError(
-                f"{len(self._members)} actors need {needed >> 20:,} MiB at least, and {free >> 20:,} are free",
-                hint="fewer actors, with more environments each",
-            )
+        check_memory(len(self._members), "actor")
         for member in self._members:
             member.post.start()
         while any(member.hello is None for member in self._members):
             self._listen(lambda: False)
-        first = self._members[0].hello
-        assert first is not None
-        for member in self._members:
-            if member.hello != first:
-                raise SpecError("env", f"actor 0 steps {first}, and actor {member.index} {member.hello}",
-                                hint="all must step the same environment")  # fmt: skip
+        first = all_alike([member.hello for member in self._members], "actor")
         if self._central is not None:
             self._central.open(first.observation_space, first.action_space)
             while not self._central.ready:
@@ -160,20 +144,13 @@ class ProcessCrew(Assembling):
         return batch, measured
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, and the generators of actors that were cut."""
-        return {
-            **self._assembly.state_dict(), "replaced": self.replaced,
-            "lives": [member.life for member in self._members], "draws": [member.draws for member in self._members],
-            "choices": self._choices,
-        }  # fmt: skip
+        """Counters, and the generators of actors, or of whoever chooses for them, that were cut."""
+        return super().state_dict() | {"replaced": self.replaced, "choices": self._choices}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; `begin` comes after it."""
-        self._assembly.load_state_dict(state)
+        super().load_state_dict(state)
         self._replaced = state["replaced"]
-        for member, life, draws in zip(self._members, state["lives"], state["draws"], strict=True):
-            # An actor whose generator was not saved draws anew: not what it drew after its start.
-            member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
         life, draws = state["choices"]
         self._choices = (life, draws) if draws is not None else (life + 1, None)
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from longrein.lab.acting_role import policy_arrays
-from longrein.lab.actor_process import packed
 from longrein.lab.channel import Arrays, Weights, form_of
 from longrein.lab.evaluator_process import EvaluatorRole, Play, live
-from longrein.lab.role_process import Post, context_for
+from longrein.lab.role_process import Post, context_for, packed
 from longrein.learn.algorithms import Policy
 
 PENDING = 2

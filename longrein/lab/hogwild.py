@@ -20,23 +20,18 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import Any
 
-import psutil
 import torch
 
-from longrein.errors import RunError, SpecError
-from longrein.lab.acting_role import Hello, Role, seeds_of_life
+from longrein.lab.acting_role import Hello, Role, all_alike, seeds_of_life
 from longrein.lab.actor import Episode
-from longrein.lab.actor_process import packed
-from longrein.lab.assembly import LAGS
+from longrein.lab.assembly import measured_lag
 from longrein.lab.hogwild_process import OWN, Begin, Go, Owned, Report, live
 from longrein.lab.learner import Learner, means
-from longrein.lab.role_process import Post, context_for
+from longrein.lab.role_process import Post, check_memory, context_for, packed
 from longrein.lab.topology import Topology
 from longrein.learn.shared_weights import SharingWorker
 
 SeedOf = Callable[..., int]
-WORKER_BYTES = 110 * 2**20
-"""That a worker takes for itself, beside what it has in common with the others."""
 
 
 @dataclass
@@ -99,25 +94,15 @@ class Workers:
 
     def open(self) -> Hello:
         """Start all workers; what they step. Raises what kept one from it, RoleDied, or RunError after too long."""
-        free, needed = psutil.virtual_memory().available, WORKER_BYTES * self._count
-        if free < needed:
-            raise RunError(
-                f"{self._count} workers need {needed >> 20:,} MiB at least, and {free >> 20:,} are free",
-                hint="fewer workers, with more environments each",
-            )
+        check_memory(self._count, "worker")
         for place in self._places:
             place.post.replaceable = False
             place.post.start()
         while any(place.hello is None for place in self._places):
             self._listen()
-        first = self._places[0].hello
-        assert first is not None
         for place in self._places:
             place.post.replaceable = True
-            if place.hello != first:
-                raise SpecError("env", f"worker 0 steps {first}, and worker {place.index} {place.hello}",
-                                hint="all must step the same environment")  # fmt: skip
-        return first
+        return all_alike([place.hello for place in self._places], "worker")
 
     def share(self, learner: SharingWorker) -> None:
         """Whose weights the workers share: the first worker."""
@@ -197,8 +182,7 @@ class Workers:
     def close(self) -> None:
         """End all processes."""
         for place in self._places:
-            if place.post.pipe is not None:
-                place.post.pipe.close()  # all at once, before we wait for each
+            place.post.dismiss()  # all at once, before we wait for each
         for place in self._places:
             place.post.end()
 
@@ -273,12 +257,8 @@ class Workers:
             sum(getattr(one, name) for one in reports) for name in ("acting", "learning", "waiting")
         )
         lags = [lag for one in reports for lag in one.lags] or [0]
-        bins = {
-            f"lag_{low}": sum(low <= lag < high for lag in lags) / len(lags)
-            for low, high in zip(LAGS, (*LAGS[1:], float("inf")), strict=True)
-        }
         return {
-            "actor_lag": sum(lags) / len(lags), **bins,
+            **measured_lag(lags),
             "actor_learning": learning / max(acting + learning, 1e-9),
             "actor_waiting": waiting / max(acting + learning + waiting, 1e-9),
             "learner_steps_per_second": rows / took,

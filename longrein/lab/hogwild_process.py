@@ -18,11 +18,9 @@ from multiprocessing.connection import Connection
 import cloudpickle
 import torch
 
-from longrein.errors import SpecError
-from longrein.lab.acting_role import Hello, Role
+from longrein.lab.acting_role import Hello, Role, fill, generator_of, opened
 from longrein.lab.actor import Actor, Episode
 from longrein.lab.first_ready import since
-from longrein.lab.games import Games
 from longrein.lab.role_process import enact
 from longrein.learn.rollout import Rollout
 from longrein.learn.shared_weights import SharingWorker
@@ -94,22 +92,14 @@ def live(pipe: Connection, role: bytes) -> None:
 
 def _live(pipe: Connection, packed: bytes) -> None:
     role: Role = cloudpickle.loads(packed)
-    envs = role.open_world(role.copies)
+    envs = opened(role, "meta.topology.hogwild")
     try:
-        if isinstance(envs, Games):
-            raise SpecError("meta.topology.hogwild", "goes with one agent alone in its environment, and this is a game "
-                            f"of {len(envs.seats)} seats", hint="topology: serial")  # fmt: skip
-        pipe.send(Hello(envs.single_observation_space, envs.single_action_space, envs.num_envs))
+        pipe.send(Hello.of(envs))
         begin: Begin = pipe.recv()
         if begin.own is not None:
             begin.worker.load_own_state(torch.load(io.BytesIO(begin.own), weights_only=True))
-        generator = torch.Generator()
-        if isinstance(begin.draws, int):
-            generator.manual_seed(begin.draws)
-        else:
-            generator.set_state(torch.frombuffer(bytearray(begin.draws), dtype=torch.uint8))
         begin.worker.refresh()
-        actor = Actor(envs, begin.worker.policy, seed=None, generator=generator)
+        actor = Actor(envs, begin.worker.policy, seed=None, generator=generator_of(begin.draws))
         actor.begin(envs.reset(seed=begin.seed)[0])
         _work(pipe, begin.worker, actor)
     finally:
@@ -133,10 +123,7 @@ def _work(pipe: Connection, worker: SharingWorker, actor: Actor) -> None:
 def _turn(worker: SharingWorker, actor: Actor, rollout: Rollout, go: Go, waited: float) -> Report:
     begun = time.monotonic()
     before, steps, restarts = worker.env_steps, actor.env_steps, actor.restarts
-    for left in range(rollout.length - 1, -1, -1):
-        rollout.add(actor.step(go.cut is not None and left == 0))
-    if go.cut is not None:
-        actor.begin(actor.envs.reset(seed=go.cut)[0])
+    fill(rollout, actor, go.cut)
     acted = time.monotonic()
     batch = rollout.take()
     measured = worker.update(batch) if batch.valid.any() else None  # none: all environments were lost at once

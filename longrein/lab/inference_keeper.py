@@ -12,11 +12,10 @@ import gymnasium
 import numpy as np
 import torch
 
-from longrein.lab.actor_process import packed
 from longrein.lab.channel import Form, Weights
 from longrein.lab.inference import BINS, COUNTS, Batching, Desk, Place
 from longrein.lab.inference_process import Begin, Build, InferenceRole, live, ring
-from longrein.lab.role_process import Post
+from longrein.lab.role_process import Post, packed
 from longrein.lab.topology import Topology
 
 

@@ -16,9 +16,8 @@ from typing import Any
 
 import cloudpickle
 import gymnasium
-import torch
 
-from longrein.lab.acting_role import policy_arrays
+from longrein.lab.acting_role import generator_of, policy_arrays
 from longrein.lab.channel import Form, Weights
 from longrein.lab.inference import Batching, Desk, forms
 from longrein.lab.role_process import enact
@@ -68,8 +67,7 @@ def _work(pipe: Connection, role: InferenceRole, bells: Sequence[socket.socket])
     begin: Begin = pipe.recv()
     desk = Desk(role.actors, asks, answers, begin.desk)
     weights, arrays, version = Weights(begin.weights[1], begin.weights[0]), policy_arrays(policy), -1
-    generator = torch.Generator()
-    generator.set_state(torch.frombuffer(bytearray(desk.draws), dtype=torch.uint8))
+    generator = generator_of(desk.draws)
     for bell in bells:  # one before us may have answered, and died before it rang
         ring(bell)
     with selectors.DefaultSelector() as selector:

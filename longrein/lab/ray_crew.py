@@ -18,14 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from longrein.errors import Error, RoleDied, RunError, SpecError
+from longrein.errors import Error, RoleDied, RunError
 from longrein.lab import ray_cluster
-from longrein.lab.acting_role import Hello, Role, policy_arrays, seeds_of_life
-from longrein.lab.actor_process import packed
+from longrein.lab.acting_role import Hello, Role, all_alike, policy_arrays, seeds_of_life
 from longrein.lab.assembly import Assembling
 from longrein.lab.learner import Learner
 from longrein.lab.ray_actor import BESIDE, Place, RayActor, cost
-from longrein.lab.role_process import FAILURES, KILLS, READY_SECONDS
+from longrein.lab.role_process import FAILURES, KILLS, READY_SECONDS, packed
 from longrein.lab.station import Crewed
 from longrein.lab.topology import KEY, Topology
 from longrein.learn.algorithms import Policy
@@ -77,7 +76,7 @@ class RayCrew(Assembling):
         self._packed = packed(role)
         self._place = Place.here()
         self._seed_of = seed_of
-        self._members = [_Member(index) for index in range(topology.actors)]
+        self._members: list[_Member] = [_Member(index) for index in range(topology.actors)]
         self._turn = deque(self._members)  # who has waited longest for the learner comes first
         for call in (RayActor.renew, RayActor.end):
             ray.method(concurrency_group=BESIDE)(call)
@@ -98,13 +97,7 @@ class RayCrew(Assembling):
             self._spawn(member)
         while any(member.hello is None for member in self._members):
             self._listen(lambda: False)
-        first = self._members[0].hello
-        assert first is not None
-        for member in self._members:
-            if member.hello != first:
-                raise SpecError("env", f"actor 0 steps {first}, and {member.name} {member.hello}",
-                                hint="all must step the same environment")  # fmt: skip
-        return first
+        return all_alike([member.hello for member in self._members], "actor")
 
     def publish(self, policy: Policy, version: int) -> None:
         """Let the actors act with these weights from their next rollout on."""
@@ -137,18 +130,12 @@ class RayCrew(Assembling):
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the generators of actors that were cut."""
-        return {
-            **self._assembly.state_dict(), "replaced": self.replaced,
-            "lives": [member.life for member in self._members], "draws": [member.draws for member in self._members],
-        }  # fmt: skip
+        return super().state_dict() | {"replaced": self.replaced}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; `begin` comes after it."""
-        self._assembly.load_state_dict(state)
+        super().load_state_dict(state)
         self.replaced = state["replaced"]
-        for member, life, draws in zip(self._members, state["lives"], state["draws"], strict=True):
-            # An actor whose generator was not saved draws anew: not what it drew after its start.
-            member.life, member.draws = (life, draws) if draws is not None else (life + 1, None)
 
     def close(self) -> None:
         """End all actors."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -21,9 +22,11 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
+import cloudpickle
+import psutil
 import torch
 
-from longrein.errors import Error, RoleDied, RunError
+from longrein.errors import Error, RoleDied, RunError, SpecError
 from longrein.learn import algorithms
 
 READY_SECONDS = 120.0
@@ -33,7 +36,30 @@ FAILURES = 3
 KILLS = 20
 """The same, of a process that was killed (SIGKILL, SIGTERM), for which it can do nothing."""
 
+ROLE_BYTES = 110 * 2**20
+"""That a process which steps environments takes for itself, beside what it has in common with the others."""
+
 log = logging.getLogger(__name__)
+
+
+def packed(role: Any) -> bytes:
+    """What a process is to do, with functions and classes that only this one knows. Raises SpecError if it cannot be.
+
+    By value where multiprocessing would want to import them: from a notebook, or as a lambda.
+    """
+    try:
+        return cloudpickle.dumps(role)  # type: ignore[no-any-return]  # it is not annotated
+    except (TypeError, pickle.PicklingError) as error:
+        raise SpecError("env", f"cannot be sent to another process: {error}",
+                        hint="let its maker open what it needs, or topology: serial") from error  # fmt: skip
+
+
+def check_memory(count: int, role: str) -> None:
+    """Raise RunError where so many processes of a role do not fit into memory. role: as it is told, "actor"."""
+    free, needed = psutil.virtual_memory().available, ROLE_BYTES * count
+    if free < needed:
+        raise RunError(f"{count} {role}s need {needed >> 20:,} MiB at least, and {free >> 20:,} are free",
+                       hint=f"fewer {role}s, with more environments each")  # fmt: skip
 
 
 def context_for(algorithm: str) -> Any:

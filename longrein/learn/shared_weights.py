@@ -11,8 +11,9 @@ Knows weights, statistics and counts, no update rule. Which process or thread ru
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import cloudpickle
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from longrein.errors import SpecError
 from longrein.learn.batch import Batch
-from longrein.learn.optimizers import FlatParameters, state_tensors
+from longrein.learn.optimizers import FlatParameters, make_optimizer, state_tensors
+from longrein.learn.schedules import value_at
 
 MAX_WORKERS = 1024
 OPTIMIZERS = ("rmsprop_tf", "rmsprop", "adam", "adamw", "sgd")
@@ -80,6 +82,7 @@ class SharingWorker:
     policy: Any
     shared: Shared
     index: int
+    _statistics: Mapping[str, Tensor]
     lags: list[int]
     """Of the last update's writes: how many others there were between its copy and it."""
 
@@ -109,6 +112,37 @@ class SharingWorker:
         weights = nn.Parameter(shared.weights)
         weights.grad = local.gradient
         return weights
+
+    def _join(
+        self,
+        spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]],
+        local: FlatParameters,
+        shared: Shared | None,
+        index: int,
+        more: Mapping[str, Tensor] | None = None,
+    ) -> torch.optim.Optimizer:
+        """Take a place, of workers that begin here where `shared` is None; the optimizer of the shared weights.
+
+        Its statistics are shared or this worker's, as the config's `statistics` says. more: what else they begin with.
+        """
+        begun = statistics_of(partial(optimizer_of, self.config), local.whole)
+        both = self.config.statistics == "shared"
+        if shared is None:
+            shared = begin(local.whole, begun if both else {}, more)
+        weights = self._share(spaces, local, shared, index)
+        self._statistics = shared.statistics if both else begun
+        optimizer = optimizer_of(self.config, weights)
+        use_statistics(optimizer, weights, self._statistics)
+        return optimizer
+
+    def _own_statistics(self) -> dict[str, Tensor]:
+        """Copies of the optimizer's statistics, where each worker has its own; else nothing."""
+        return {} if self._statistics is self.shared.statistics else cloned(self._statistics)
+
+    def _take_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        """Let the optimizer go on with saved ones."""
+        for name, tensor in statistics.items():
+            self._statistics[name].copy_(tensor)
 
     def worker(self, seed: int | None = None, place: int | None = None) -> Self:
         """Another worker over the same weights and statistics, to be run by another thread or process.
@@ -179,6 +213,22 @@ class SharingWorker:
         pieces = torch.split(flat.clone(), [p.numel() for p in learnt.values()])
         weights = {name: piece.view_as(p) for (name, p), piece in zip(learnt.items(), pieces, strict=True)}
         return dict(policy.state_dict()) | weights
+
+
+def optimizer_of(config: Any, weights: Tensor) -> torch.optim.Optimizer:
+    """Of these weights, as a Config's `optimizer`, `lr` and `optimizer_settings` say."""
+    return make_optimizer(config.optimizer, [weights], value_at(config.lr, 0), **config.optimizer_settings)
+
+
+def look_at(parameters: Sequence[Tensor], flat: Tensor) -> None:
+    """Make parameters views of these numbers [P], one after the other."""
+    for p, piece in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+        p.data = piece.view_as(p)
+
+
+def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, by their names."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def statistics_of(make: Any, weights: Tensor) -> dict[str, Tensor]:

@@ -32,10 +32,7 @@ DQN = {"rollout_steps": 4, "lr": 3e-3, "gamma": 0.9, "net": {"hidden": [16, 16]}
        "memory": {"capacity": 2000, "batch_size": 32, "min_size": 64}}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One test draws; for the others that would take longer than training."""
-    monkeypatch.setattr("longrein.lab.plots.draw_session", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Pick(probes.Imitate):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,16 +33,7 @@ from longrein.learn.rollout import FIELDS, Rollout, batch_of
 TURNS = Topology(actors=1, ahead=0)
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrein.lab.plots.draw_session", lambda *_, **__: None)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    yield
-    assert [path.name for path in Path("/dev/shm").glob(f"{PREFIX}-{os.getpid()}-*")] == []
-    assert multiprocessing.active_children() == []
+pytestmark = pytest.mark.usefixtures("undrawn", "nothing_stays")
 
 
 def settings(name: str, **changes: Any) -> SessionSettings:
@@ -236,7 +226,7 @@ def test_environments_that_break_now_and_then_are_replaced(tmp_path: Path) -> No
 def test_more_actors_than_fit_and_settings_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpecError, match=r"ahead: a2c learns only"):
         run_session(settings("a2c", topology=Topology(actors=2)), tmp_path / "a", far_envs.walks)
-    monkeypatch.setattr("longrein.lab.crew.ACTOR_BYTES", 2**60)
+    monkeypatch.setattr("longrein.lab.role_process.ROLE_BYTES", 2**60)
     with pytest.raises(RunError, match="fewer actors"):
         run_session(settings("dqn", topology=TURNS), tmp_path / "b", far_envs.walks)
 

@@ -24,9 +24,7 @@ from longrein.lab.session import Progress, SessionSettings, run_session
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrein.lab.plots.draw_session", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture

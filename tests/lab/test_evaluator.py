@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from lab import far_envs
 from lab.test_crew import assert_same, saved, settings, table
 
 from longrein.errors import RunError
-from longrein.lab.channel import PREFIX
 from longrein.lab.evaluator import PENDING, Evaluator
 from longrein.lab.evaluator_process import EvaluatorRole
 from longrein.lab.session import Progress, run_session
@@ -28,16 +26,7 @@ from longrein.learn import algorithms
 TURNS = Topology(actors=1, ahead=0)
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrein.lab.plots.draw_session", lambda *_, **__: None)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    yield
-    assert [path.name for path in Path("/dev/shm").glob(f"{PREFIX}-{os.getpid()}-*")] == []
-    assert multiprocessing.active_children() == []
+pytestmark = pytest.mark.usefixtures("undrawn", "nothing_stays")
 
 
 def evaluator_process() -> psutil.Process | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,16 +30,7 @@ ALONE, TWO = Topology(hogwild=1), Topology(hogwild=2)
 SHARING = ("a3c", "acer", "async_q")
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrein.lab.plots.draw_session", lambda *_, **__: None)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    yield
-    assert [path.name for path in Path("/dev/shm").glob(f"torch_{os.getpid()}_*")] == []
-    assert multiprocessing.active_children() == []
+pytestmark = pytest.mark.usefixtures("undrawn", "nothing_stays")
 
 
 class Killed(BaseException):
@@ -219,7 +208,7 @@ def test_what_hogwild_does_not_go_with_is_refused(tmp_path: Path, monkeypatch: p
     object.__setattr__(asked.config, "optimizer", "nadam")
     with pytest.raises(SpecError, match=r"acer.optimizer: 'nadam' has no statistics"):
         run_session(asked, tmp_path / "a", far_envs.walks)
-    monkeypatch.setattr("longrein.lab.hogwild.WORKER_BYTES", 2**60)
+    monkeypatch.setattr("longrein.lab.role_process.ROLE_BYTES", 2**60)
     with pytest.raises(RunError, match="fewer workers"):
         run_session(settings("a3c", topology=TWO), tmp_path / "b", far_envs.walks)
 

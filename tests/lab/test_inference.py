@@ -35,16 +35,7 @@ from longrein.learn import algorithms
 TURNS = Topology(actors=2, inference="central", ahead=0)
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrein.lab.plots.draw_session", lambda *_, **__: None)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    yield
-    assert [path.name for path in Path("/dev/shm").glob(f"{PREFIX}-{os.getpid()}-*")] == []
-    assert multiprocessing.active_children() == []
+pytestmark = pytest.mark.usefixtures("undrawn", "nothing_stays")
 
 
 # --------------------------------------------------------------------------------------------------------- to the bit

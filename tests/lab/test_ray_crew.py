@@ -29,9 +29,7 @@ from longrein.lab.topology import Topology, check
 pytest.importorskip("ray")
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrein.lab.plots.draw_session", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def topology(**changes: Any) -> Topology:

@@ -40,10 +40,7 @@ from longrein.learn import algorithms
 Open = Callable[[int], VectorEnv[Any, Any, Any]]
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are not what is looked at here, and drawing one takes longer than training does."""
-    monkeypatch.setattr("longrein.lab.plots.draw_session", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Walk(gymnasium.Env[Any, Any]):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -134,6 +135,18 @@ LEARNS_NOTHING = {"random"}
 def vector(make: Callable[[], gymnasium.Env[Any, Any]], num_envs: int = 8) -> SyncVectorEnv:
     """Copies of one environment, with same-step autoreset."""
     return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def train_in_threads(workers: Sequence[Algorithm], updates: int, num_envs: int = 4) -> None:
+    """Let workers of one algorithm learn Imitate at the same time, until all are done."""
+    threads = [
+        threading.Thread(target=batches, args=(vector(Imitate, num_envs), worker, updates, seed))
+        for seed, worker in enumerate(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def batches(envs: SyncVectorEnv, algorithm: Algorithm, count: int, seed: int = 0) -> list[Batch]:

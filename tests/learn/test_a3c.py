@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from typing import Any
 
 import numpy as np
@@ -170,14 +169,7 @@ def test_schedules_follow_the_steps_of_all_workers() -> None:
 def test_workers_in_threads_learn_together() -> None:
     first = make()
     workers = [first, first.worker()]
-    threads = [
-        threading.Thread(target=probes.batches, args=(probes.vector(probes.Imitate, 4), worker, 200, seed))
-        for seed, worker in enumerate(workers)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    probes.train_in_threads(workers, 200)
     first.refresh()
     assert choices(first, -1.0, 1.0) == [0, 1]
     assert first.env_steps == 2 * 200 * 5 * 4

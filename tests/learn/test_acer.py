@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -557,14 +556,7 @@ def test_a_worker_goes_on_with_what_it_alone_had() -> None:
 def test_workers_in_threads_learn_together() -> None:
     first = build(probes.Imitate, seed=1)
     workers = [first, first.worker(seed=2)]
-    threads = [
-        threading.Thread(target=probes.batches, args=(probes.vector(probes.Imitate, 4), worker, 40, seed))
-        for seed, worker in enumerate(workers)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    probes.train_in_threads(workers, 40)
     first.refresh()
     assert choices(first, -1.0, 1.0) == [0, 1]
     assert first.env_steps == 2 * 40 * 4 * 16

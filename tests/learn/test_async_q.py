@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections import Counter
 from typing import Any
 
@@ -149,14 +148,7 @@ def test_statistics_are_shared_or_own(statistics: str) -> None:
 def test_workers_in_threads_learn_together() -> None:
     first = make()
     workers = [first, first.worker()]
-    threads = [
-        threading.Thread(target=probes.batches, args=(probes.vector(probes.Imitate, 4), worker, 150, seed))
-        for seed, worker in enumerate(workers)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    probes.train_in_threads(workers, 150)
     first.refresh()
     assert choices(first, -1.0, 1.0) == [0, 1]
     assert first.env_steps == 2 * 150 * 5 * 4

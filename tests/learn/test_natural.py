@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -256,14 +255,7 @@ def test_workers_in_threads_learn_together() -> None:
     first = make("a3c")
     workers = [first, first.worker()]
     assert isinstance(workers[1], a3c.A3C)
-    threads = [
-        threading.Thread(target=probes.batches, args=(probes.vector(probes.Imitate, 8), worker, 40, seed))
-        for seed, worker in enumerate(workers)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    probes.train_in_threads(workers, 40, 8)
     first.refresh()
     assert choices(first, -1.0, 1.0) == [0, 1]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -25,16 +24,14 @@ from longrein.learn import losses
 from longrein.learn.actor_critic import ACTION_SPACES, ActorCriticPolicy
 from longrein.learn.batch import Batch
 from longrein.learn.natural import Natural, NaturalGradient, networks, section
-from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
+from longrein.learn.optimizers import FlatParameters, set_lr
 from longrein.learn.returns import n_step_returns
 from longrein.learn.schedules import Schedule, value_at
 from longrein.learn.shared_weights import (
     Shared,
     SharingWorker,
-    begin,
     check_statistics,
-    statistics_of,
-    use_statistics,
+    cloned,
 )
 from longrein.learn.torsos import Net
 
@@ -107,14 +104,7 @@ class A3C(SharingWorker):
             observation_space, action_space, config.net, shared=config.shared, recurrent=True, generator=self.generator
         )
         local = FlatParameters(self.policy.parameters())
-        begun = statistics_of(partial(_optimizer, config), local.whole)
-        both = config.statistics == "shared"
-        if shared is None:
-            shared = begin(local.whole, begun if both else {})
-        weights = self._share((observation_space, action_space), local, shared, index)
-        self._statistics = shared.statistics if both else begun
-        self.optimizer = _optimizer(config, weights)
-        use_statistics(self.optimizer, weights, self._statistics)
+        self.optimizer = self._join((observation_space, action_space), local, shared, index)
         self.natural: Natural | None = None  # in the optimizer's place; its statistics are this worker's
         if config.natural is not None:
             self.natural = Natural(config.natural, networks(self.policy), self.generator)
@@ -148,7 +138,7 @@ class A3C(SharingWorker):
         """All that decides the future of the shared weights; other workers should rest meanwhile."""
         return {
             "policy": self._named(self.policy, self.shared.weights),
-            "statistics": {name: tensor.clone() for name, tensor in self._statistics.items()},
+            "statistics": cloned(self._statistics),
             "env_steps": self.env_steps,
             "updates": self.updates,
             "natural": self._natural_state(),
@@ -165,8 +155,7 @@ class A3C(SharingWorker):
 
     def own_state(self) -> dict[str, Any]:
         """K-FAC's statistics and its draws; the optimizer's statistics, where each worker has its own."""
-        own = {} if self._statistics is self.shared.statistics else self._statistics
-        return {"statistics": {name: tensor.clone() for name, tensor in own.items()}, "natural": self._natural_state()}
+        return {"statistics": self._own_statistics(), "natural": self._natural_state()}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Go on with what a worker alone had."""
@@ -178,8 +167,7 @@ class A3C(SharingWorker):
         return {"kfac": self.natural.state_dict(), "generator": self.generator.get_state()}
 
     def _take(self, statistics: Mapping[str, Tensor], natural: dict[str, Any] | None) -> None:
-        for name, tensor in statistics.items():
-            self._statistics[name].copy_(tensor)
+        self._take_statistics(statistics)
         if self.natural is not None and natural is not None:
             self.natural.load_state_dict(natural["kfac"])
             self.generator.set_state(natural["generator"])
@@ -221,10 +209,6 @@ class A3C(SharingWorker):
         self.shared.weights.add_(self._local.whole.detach() - before)
         self._wrote()
         return norm
-
-
-def _optimizer(config: Config, weights: Tensor) -> torch.optim.Optimizer:
-    return make_optimizer(config.optimizer, [weights], value_at(config.lr, 0), **config.optimizer_settings)
 
 
 def build(

@@ -26,7 +26,7 @@ from longrein.learn.algorithms.acer_policies import Choices, Continuous, Correct
 from longrein.learn.batch import Batch
 from longrein.learn.fragments import Fragments, replays, scaled, without_invalid
 from longrein.learn.natural import Natural, NaturalGradient, section
-from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
+from longrein.learn.optimizers import FlatParameters, set_lr
 from longrein.learn.replay import Memory, SequenceReplay
 from longrein.learn.schedules import Schedule, value_at
 from longrein.learn.shared_weights import (
@@ -35,6 +35,8 @@ from longrein.learn.shared_weights import (
     SharingWorker,
     begin,
     check_statistics,
+    look_at,
+    optimizer_of,
     statistics_of,
     use_statistics,
 )
@@ -155,13 +157,11 @@ class ACER(SharingWorker):
         if shared is None:
             # Others of torch.optim are for one worker: their statistics stay with it.
             able = config.optimizer in OPTIMIZERS
-            statistics = statistics_of(partial(_optimizer, config), local.whole) if able else {}
+            statistics = statistics_of(partial(optimizer_of, config), local.whole) if able else {}
             shared = begin(local.whole, statistics, {"average": local.whole.detach()})
         weights = self._share((observation_space, action_space), local, shared, index)
-        pieces = torch.split(shared.more["average"], [p.numel() for p in self._averaged])
-        for p, piece in zip(self._averaged, pieces, strict=True):
-            p.data = piece.view_as(p)
-        self.optimizer = _optimizer(config, weights)
+        look_at(self._averaged, shared.more["average"])
+        self.optimizer = optimizer_of(config, weights)
         if shared.statistics:
             use_statistics(self.optimizer, weights, shared.statistics)
         self.natural: Natural | None = None  # in the optimizer's place
@@ -313,10 +313,6 @@ class ACER(SharingWorker):
         else:
             self.shared.weights.add_(self._local.whole.detach() - before)
         return norm
-
-
-def _optimizer(config: Config, weights: Tensor) -> torch.optim.Optimizer:
-    return make_optimizer(config.optimizer, [weights], value_at(config.lr, 0), **config.optimizer_settings)
 
 
 def _policy(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -23,19 +22,18 @@ from torch import Tensor
 
 from longrein.errors import SpecError
 from longrein.learn import losses
-from longrein.learn.action_values import ActionValues, Head, ValuePolicy
+from longrein.learn.action_values import Head, ValuePolicy
 from longrein.learn.actor_critic import successor_values
 from longrein.learn.batch import Batch
-from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
+from longrein.learn.optimizers import FlatParameters, set_lr
 from longrein.learn.returns import n_step_returns
 from longrein.learn.schedules import Linear, Schedule, value_at
 from longrein.learn.shared_weights import (
     Shared,
     SharingWorker,
-    begin,
     check_statistics,
-    statistics_of,
-    use_statistics,
+    cloned,
+    look_at,
 )
 from longrein.learn.torsos import Net
 
@@ -122,16 +120,9 @@ class AsyncQ(SharingWorker):
         self.epsilon_end = config.epsilon_ends[int(drawn)]
         self._mirror = copy.deepcopy(self.policy)  # the target network
         local = FlatParameters(self.policy.net.parameters())
-        begun = statistics_of(partial(_optimizer, config), local.whole)
-        both = config.statistics == "shared"
-        if shared is None:
-            copies = torch.zeros((), dtype=torch.int64)
-            shared = begin(local.whole, begun if both else {}, {"target": local.whole.detach(), "copies": copies})
-        weights = self._share((observation_space, action_space), local, shared, index)
-        _look_at(self._mirror.net, shared.more["target"])
-        self._statistics = shared.statistics if both else begun
-        self.optimizer = _optimizer(config, weights)
-        use_statistics(self.optimizer, weights, self._statistics)
+        more = {"target": local.whole.detach(), "copies": torch.zeros((), dtype=torch.int64)}
+        self.optimizer = self._join((observation_space, action_space), local, shared, index, more)
+        look_at(list(self._mirror.net.requires_grad_(False).parameters()), self.shared.more["target"])
         self.refresh()
         self._explore()
 
@@ -178,9 +169,9 @@ class AsyncQ(SharingWorker):
         """All that decides the future of the shared weights; other workers should rest meanwhile."""
         return {
             "policy": self._named(self.policy, self.shared.weights),
-            "target": {name: tensor.clone() for name, tensor in self._mirror.net.state_dict().items()},
+            "target": cloned(self._mirror.net.state_dict()),
             "copies": int(self.shared.more["copies"]),
-            "statistics": {name: tensor.clone() for name, tensor in self._statistics.items()},
+            "statistics": cloned(self._statistics),
             "env_steps": self.env_steps,
             "updates": self.updates,
             "epsilon_end": self.epsilon_end,
@@ -199,15 +190,11 @@ class AsyncQ(SharingWorker):
 
     def own_state(self) -> dict[str, Any]:
         """The epsilon that it ends with; the optimizer's statistics, where each worker has its own."""
-        own = {} if self._statistics is self.shared.statistics else self._statistics
-        return {
-            "statistics": {name: tensor.clone() for name, tensor in own.items()}, "epsilon_end": self.epsilon_end
-        }  # fmt: skip
+        return {"statistics": self._own_statistics(), "epsilon_end": self.epsilon_end}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Go on with what a worker alone had."""
-        for name, tensor in state["statistics"].items():
-            self._statistics[name].copy_(tensor)
+        self._take_statistics(state["statistics"])
         self.epsilon_end = state["epsilon_end"]
         self._explore()
 
@@ -220,17 +207,6 @@ class AsyncQ(SharingWorker):
         config = self.config
         end = Linear(config.epsilon_start, self.epsilon_end, config.epsilon_steps)
         self.policy.exploration.fill_(value_at(end if config.epsilon is None else config.epsilon, self.env_steps))
-
-
-def _look_at(net: ActionValues, flat: Tensor) -> None:
-    """Make a network's weights views of these numbers [P]."""
-    params = list(net.requires_grad_(False).parameters())
-    for p, piece in zip(params, torch.split(flat, [p.numel() for p in params]), strict=True):
-        p.data = piece.view_as(p)
-
-
-def _optimizer(config: Config, weights: Tensor) -> torch.optim.Optimizer:
-    return make_optimizer(config.optimizer, [weights], value_at(config.lr, 0), **config.optimizer_settings)
 
 
 def build(
