@@ -37,9 +37,10 @@ class Net:
     activation: str = "tanh"
     """Of the hidden layers: tanh, relu, elu or silu."""
     layer_norm: bool = False
-    """Whether each hidden layer's output, and each convolution's of nature, is normalised before its activation."""
+    """Whether what each hidden layer gives, and each convolution of nature or minatar, is normalised first."""
     image: str = "nature"
-    """How images are seen: nature (three convolutions), resnet (IMPALA's) or flat."""
+    """How images are seen: nature (three convolutions), resnet (IMPALA's), minatar (a small one) or flat. With minatar
+    any Box of three dimensions is an image, MinAtar's of bool among them."""
     recurrent: str = "none"
     """A recurrent layer behind the hidden ones: none, gru or lstm."""
     recurrent_size: int = 128
@@ -56,8 +57,8 @@ class Net:
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise SpecError("net.activation", f"{self.activation!r} is none", hint="one of " + ", ".join(ACTIVATIONS))
-        if self.image not in ("nature", "resnet", "flat"):
-            raise SpecError("net.image", f"{self.image!r} is none of nature, resnet, flat")
+        if self.image not in ("nature", "resnet", "minatar", "flat"):
+            raise SpecError("net.image", f"{self.image!r} is none of nature, resnet, minatar, flat")
         if self.recurrent not in ("none", "gru", "lstm"):
             raise SpecError("net.recurrent", f"{self.recurrent!r} is none of none, gru, lstm")
 
@@ -156,6 +157,8 @@ def _eye(space: gymnasium.Space[Any], net: Net, generator: torch.Generator | Non
         return _image(space.shape or (), net, generator)
     if isinstance(space, Dict | Tuple) and net.image != "flat":
         return _parts(space, net, generator)
+    if net.image == "minatar" and isinstance(space, Box) and len(space.shape) == 3:
+        return _grid(space.shape, net, generator)
     return Flat(), observation_size(space)
 
 
@@ -216,11 +219,41 @@ class Image(nn.Module):
         return features.flatten(1)
 
 
+class Grid(nn.Module):
+    """Images that are encoded as flat rows [N, H x W x C], or [N, C x H x W] -> features [N, F], by convolutions."""
+
+    def __init__(self, convolutions: nn.Module, shape: tuple[int, ...], channels_last: bool) -> None:
+        super().__init__()
+        self.convolutions = convolutions
+        self._shape = shape
+        self._last = channels_last
+
+    def forward(self, row: Tensor) -> Tensor:
+        """[N, size], as the environment has its numbers."""
+        image = row.reshape(len(row), *self._shape).float()
+        features: Tensor = self.convolutions(image.permute(0, 3, 1, 2) if self._last else image)
+        return features.flatten(1)
+
+
 def _image(shape: tuple[int, ...], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
+    seen, size, last = _convolutions(shape, net, generator)
+    return Image(seen, last), size
+
+
+def _grid(shape: tuple[int, ...], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
+    seen, size, last = _convolutions(shape, net, generator)
+    return Grid(seen, shape, last), size
+
+
+def _convolutions(shape: tuple[int, ...], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int, bool]:
+    """The convolutions for images of a shape, how many features they give, and whether channels are last."""
     last = shape[2] < shape[0]  # channels are few: 84x84x4 has them last, a stack 4x84x84 first
     channels, height, width = (shape[2], shape[0], shape[1]) if last else shape
-    nature = net.image == "nature"
-    seen = _nature(channels, net.layer_norm, generator) if nature else _resnet(channels, generator)
+    if net.image == "minatar":
+        seen: nn.Module = _minatar(channels, net.layer_norm, generator)
+    else:
+        nature = net.image == "nature"
+        seen = _nature(channels, net.layer_norm, generator) if nature else _resnet(channels, generator)
     try:
         with torch.no_grad():
             size = seen(torch.zeros(1, channels, height, width)).numel()
@@ -228,7 +261,7 @@ def _image(shape: tuple[int, ...], net: Net, generator: torch.Generator | None) 
         size = 0
     if size == 0:
         raise SpecError("net.image", f"an image of {height}x{width} is too small for {net.image}", hint="image: flat")
-    return Image(seen, last), size
+    return seen, size, last
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int, padding: int = 0, *,
@@ -250,6 +283,13 @@ def _nature(channels: int, layer_norm: bool, generator: torch.Generator | None) 
         layers += [nn.GroupNorm(1, outputs), nn.ReLU()] if layer_norm else [nn.ReLU()]
         channels = outputs
     return nn.Sequential(*layers)
+
+
+def _minatar(channels: int, layer_norm: bool, generator: torch.Generator | None) -> nn.Module:
+    """Young and Tian 2019 (arXiv:1903.03176), without its hidden layer of 128, which is `hidden`'s."""
+    layers: list[nn.Module] = [convolution(channels, 16, 3, 1, generator=generator)]
+    layers += [nn.GroupNorm(1, 16)] if layer_norm else []
+    return nn.Sequential(*layers, nn.ReLU())
 
 
 class Residual(nn.Module):

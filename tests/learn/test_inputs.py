@@ -25,7 +25,7 @@ from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.distributions import RULED_OUT, Categorical, MultiCategorical, action_form
 from longrein.learn.inputs import Inputs
 from longrein.learn.rollout import Rollout
-from longrein.learn.torsos import Net
+from longrein.learn.torsos import Net, encode, make_torso
 
 
 @pytest.fixture(autouse=True)
@@ -385,6 +385,26 @@ def test_images_are_seen_by_convolutions() -> None:
     train("ppo", settings, Bright, env_steps=64, num_envs=8)
     with pytest.raises(SpecError, match="normalise_observation"):
         PPO(Config(normalise_observation=True), Bright.observation_space, Bright.action_space, 0)
+
+
+def test_a_small_grid_is_seen_by_a_convolution_whatever_its_type() -> None:
+    cells = np.random.default_rng(0).random((5, 10, 10, 4)) < 0.3
+    grid, picture = Box(0, 1, (10, 10, 4), np.bool_), Box(0, 255, (10, 10, 4), np.uint8)
+    net = Net(hidden=(8,), activation="relu", image="minatar")
+    seen = []
+    for space, given in ((grid, cells), (picture, cells.astype(np.uint8) * 255)):
+        torso = make_torso(space, net, torch.Generator().manual_seed(0))
+        assert torso.size == 8
+        seen.append(torso(torch.as_tensor(encode(space, given))))
+    torch.testing.assert_close(*seen)
+    layer = next(part for part in torso.modules() if isinstance(part, nn.Conv2d))
+    assert (layer.in_channels, layer.out_channels, layer.kernel_size) == (4, 16, (3, 3))
+    moved = np.roll(cells, 1, axis=1)  # what is seen depends on where it is
+    assert not torch.allclose(seen[1], torso(torch.as_tensor(encode(picture, moved.astype(np.uint8) * 255))))
+    row = make_torso(Box(-1, 1, (7,)), net)  # no image: as with any other
+    assert row(torch.zeros(2, 7)).shape == (2, 8)
+    with pytest.raises(SpecError, match="too small for minatar"):
+        make_torso(Box(0, 1, (2, 2, 1), np.bool_), net)
 
 
 def test_several_masked_choices_at_once() -> None:
