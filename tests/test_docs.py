@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from longrein import cli
+from longrein.lab import spec as specs
 from longrein.learn import algorithms
 from longrein.link import client, dialects, makers, protocol, server, transports
 
@@ -45,6 +46,14 @@ def test_every_algorithm_has_a_page_with_its_settings(name: str) -> None:
     config, _ = algorithms.load(name)
     missing = [field.name for field in dataclasses.fields(config) if f"`{field.name}`" not in page]
     assert not missing, f"docs/algorithms/{name}.md does not name {missing}"
+
+
+@pytest.mark.parametrize("name", algorithms.TABLE)
+def test_the_specs_that_an_algorithms_page_names_are_there(name: str) -> None:
+    page = (ROOT / "docs" / "algorithms" / f"{name}.md").read_text()
+    there = {spec for path in (ROOT / "spec").rglob("*.yaml") for spec in specs.read(path)}
+    named = set(re.findall(r"\b\w+_(?:cartpole|pendulum|lunarlander|acrobot|mountaincar)(?:_\w+)?\b", page))
+    assert named <= there, f"no such spec: {named - there}"
 
 
 @pytest.mark.parametrize("name", sorted(typer.main.get_command(cli.app).commands))  # type: ignore[attr-defined]  # a group
