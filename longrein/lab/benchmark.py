@@ -199,8 +199,8 @@ def run(benchmark: Benchmark, data: Path, *, processes: int | None = None, on_pr
             trial = run_trial(part, folder / "runs", processes=processes, on_progress=tell)
             _harvest(folder, entry)
             ended = {seed for seed, one in zip(seeds, trial.sessions, strict=True) if one and one.status in DONE}
-            if ended | set(trial.failures) != set(seeds):
-                return _finished(folder, benchmark)  # interrupted: nothing more is begun
+            if trial.interrupted or ended | set(trial.failures) != set(seeds):
+                return _finished(folder, benchmark)  # nothing more is begun
     return _finished(folder, benchmark)
 
 

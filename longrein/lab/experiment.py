@@ -37,6 +37,8 @@ class TrialResult:
     """Each session's result, in the order of the seeds; None for one that died."""
     failures: dict[int, str]
     """The traceback of each session that died, by its seed."""
+    interrupted: bool = False
+    """Whether it was asked to end, though its sessions may have come to their ends all the same."""
 
 
 def session_settings(spec: Spec, seed: int) -> SessionSettings:
@@ -107,6 +109,7 @@ def run_trial(
         results = {seed: result for seed, result in found.items() if result is not None}
     at_once = min(processes or os.cpu_count() or 1, len(seeds))
     failures: dict[int, str] = {}
+    interrupted = False
     context = multiprocessing.get_context("spawn")
     waiting = [seed for seed in seeds if seed not in results]
     running = dict[Connection, tuple[int, Any]]()
@@ -140,6 +143,7 @@ def run_trial(
                 else:
                     failures[seed] = told
     except KeyboardInterrupt:
+        interrupted = True
         waiting.clear()  # each session has heard it too, and finishes its folder
         for pipe, (seed, process) in running.items():
             process.join(30.0)
@@ -160,7 +164,7 @@ def run_trial(
     ended = [result.status != "interrupted" for result in results.values()]
     analyse(run, spec, play_random=bool(ended) and all(ended))  # who interrupts a run does not want to wait
     record_end(run)
-    return TrialResult(run, tuple(results.get(seed) for seed in seeds), failures)
+    return TrialResult(run, tuple(results.get(seed) for seed in seeds), failures, interrupted)
 
 
 def _taken_up(run: Path, spec: Spec) -> Path:

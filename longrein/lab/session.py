@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -203,16 +205,23 @@ def result_of(folder: Path) -> SessionResult | None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a second raises KeyboardInterrupt. Outside the main thread, never set."""
+    """An event that SIGINT or SIGTERM sets; a second raises KeyboardInterrupt. Outside the main thread, never set.
+
+    What comes within a second of the first is the first: a service's end reaches a process, and again through its parent.
+    """
     stop = threading.Event()
+    heard = math.inf
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal heard
+        if time.monotonic() - heard > 1.0:
             raise KeyboardInterrupt
-        stop.set()
+        if not stop.is_set():
+            stop.set()
+            heard = time.monotonic()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from lab import small
 from lab.written import write_session
 
 from longrein.errors import RunError, SpecError
@@ -170,6 +172,35 @@ def test_an_interrupted_benchmark_begins_nothing_more(files: Path, monkeypatch: 
     assert (outcome.missing, outcome.failed) == (4, 0)
     assert not (outcome.folder / "results" / "chance").exists()
     assert "0 of 2" in (outcome.folder / "table.md").read_text()
+
+
+def test_it_begins_nothing_more_when_the_sessions_ended_before_they_heard(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_trial(spec: Spec, data: Path, **options: Any) -> experiment.TrialResult:
+        return replace(experiment.run_trial(spec, data, **options), interrupted=True)
+
+    monkeypatch.setattr(benchmark, "run_trial", run_trial)
+    outcome = benchmark.run(benchmark.load(files / "bench.yaml"), files / "data", processes=2)
+    assert outcome.missing == 2
+    assert not (outcome.folder / "results" / "chance").exists()
+
+
+def test_sigterm_to_the_benchmark_alone_ends_its_sessions(files: Path) -> None:
+    (files / "specs.yaml").write_text(SPECS.replace("env_steps: 600", "env_steps: 100000000"))
+    words = small.command("run", "bench.yaml", "both", "benchmark", "--processes", "1", "--data", "data")
+    process = subprocess.Popen(words, cwd=files, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        metrics = files / "data" / "both_benchmark" / "runs"
+        small.until(lambda: any(path.stat().st_size > 200 for path in metrics.glob("*/session_0/metrics.csv")))
+        process.terminate()
+        asked = time.monotonic()
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert time.monotonic() - asked < 25, "a session that does not hear of it is waited for half a minute"
+    assert not list((files / "data").rglob("seed_*"))
 
 
 def test_another_spec_of_the_same_name_is_run_anew(files: Path, trials: list[tuple[str, int]]) -> None:
