@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 PEERS := .venv-peers/.made
 
-.PHONY: setup peers demo test test-all lint types bench docs clean
+.PHONY: setup peers demo test test-all lint types bench bench-table docs clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,10 @@ types: setup
 
 bench: setup
 	$(BIN)/python benchmarks/link.py
+
+# What is not in docs/benchmarks yet; stop it and start it again as you like.
+bench-table: setup
+	$(BIN)/python benchmarks/table.py
 
 docs: setup
 	$(BIN)/mkdocs build --strict
