@@ -207,7 +207,7 @@ def result_of(folder: Path) -> SessionResult | None:
 def stop_on_signal() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; a second raises KeyboardInterrupt. Outside the main thread, never set.
 
-    What comes within a second of the first is the first: a service's end reaches a process, and again through its parent.
+    What comes within a second of the first is the first: it may come from a service's end and through the parent.
     """
     stop = threading.Event()
     heard = math.inf
