@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
+from longrein.learn.chain import Chain, Pass
 from longrein.learn.distributions import action_form
 from longrein.learn.exploration import allowed, boltzmann, epsilon_greedy
 from longrein.learn.inputs import Inputs
@@ -62,6 +63,7 @@ class ActionValues(nn.Module):
     ) -> None:
         super().__init__()
         self.choices, self.kind, self.outputs = choices, head.distribution, head.outputs
+        self.chain: Chain | None = None
         self.model = None if net.model_maker is None else _own_model(space, choices, net, head, generator)
         if self.model is not None:
             self.value = None
@@ -71,9 +73,13 @@ class ActionValues(nn.Module):
         self.advantage = _stream(self.torso.size, choices * head.outputs, net, head, generator)
         self.value = _stream(self.torso.size, head.outputs, net, head, generator) if head.dueling else None
         self.register_buffer("support", torch.linspace(head.low, head.high, head.outputs))  # of c51
+        if self.value is None:
+            self.chain = Chain.of(self.torso, self.advantage)
 
     def forward(self, observation: Tensor) -> Tensor:
         """[N, ...] -> [N, A, Z]."""
+        if self.chain is not None and not torch.is_grad_enabled():
+            return self.chain(observation).view(-1, self.choices, self.outputs)
         if self.model is not None:
             values: Tensor = self.model(observation)
             return values.unsqueeze(-1)
@@ -85,6 +91,13 @@ class ActionValues(nn.Module):
         if self.value is not None:
             said = said - said.mean(1, keepdim=True) + self.value(features).unsqueeze(1)
         return said
+
+    def apart(self, observation: Tensor) -> tuple[Tensor, tuple[Pass, ...]]:
+        """As `forward`, and the pass that is to go `back` when the loss has; none where autograd does that."""
+        if self.chain is None:
+            return self(observation), ()
+        there = self.chain.there(observation)
+        return there.output.view(-1, self.choices, self.outputs), (there,)
 
     def mean(self, said: Tensor) -> Tensor:
         """What the network says [..., A, Z] -> action values [..., A], in reward units."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
+from longrein.learn.chain import Chain, Pass
 from longrein.learn.distributions import ActionForm, Distribution
 from longrein.learn.networks import orthogonal
 from longrein.learn.recurrent import Core, Sequences
@@ -80,9 +81,15 @@ class PolicyValue(nn.Module):
         self.critic = orthogonal(self.actor_stem.size, 1, 1.0, generator)
         self.log_std = nn.Parameter(torch.zeros(form.num_deviations)) if form.num_deviations else None
         self.state_size = self.actor_stem.state_size * (1 if shared else 2)  # 0: not recurrent
+        self.actor_chain = None if self.state_size else Chain.of(self.actor_stem.torso, self.actor)
+        self.critic_chain = None
+        if self.critic_stem is not None and not self.state_size:
+            self.critic_chain = Chain.of(self.critic_stem.torso, self.critic)
 
     def act(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Inputs [N, ...], state [N, state_size] -> the distribution's numbers [N, P], and the next state."""
+        if self.actor_chain is not None and not torch.is_grad_enabled():
+            return self.actor_chain(inputs), None
         if not self.state_size:
             numbers: Tensor = self.actor(self.actor_stem.torso(inputs))
             return numbers, None
@@ -106,8 +113,17 @@ class PolicyValue(nn.Module):
             features = self.critic_stem.torso(inputs)
         return numbers, self.critic(features).squeeze(-1)
 
+    def evaluate_apart(self, inputs: Tensor) -> tuple[Tensor, Tensor, tuple[Pass, ...]]:
+        """As `evaluate`, and the passes that are to go `back` when the loss has; none where autograd does that."""
+        if self.actor_chain is None or self.critic_chain is None:
+            return *self.evaluate(inputs), ()
+        actor, critic = self.actor_chain.there(inputs), self.critic_chain.there(inputs)
+        return actor.output, critic.output.squeeze(-1), (actor, critic)
+
     def value(self, inputs: Tensor) -> Tensor:
         """Without recurrence. Inputs [N, ...] -> values [N], in reward units."""
+        if self.critic_chain is not None and not torch.is_grad_enabled():
+            return self.critic_chain(inputs).squeeze(-1)
         value: Tensor = self.critic((self.critic_stem or self.actor_stem).torso(inputs)).squeeze(-1)
         return value
 
@@ -177,6 +193,10 @@ class OwnModel(nn.Module):
         """Inputs [N, ...] -> (the distribution's numbers [N, P], values [N])."""
         numbers, value = self.model(inputs)
         return numbers, value.reshape(-1)
+
+    def evaluate_apart(self, inputs: Tensor) -> tuple[Tensor, Tensor, tuple[Pass, ...]]:
+        """As `evaluate`: autograd does all that is to be done."""
+        return *self.evaluate(inputs), ()
 
     def value(self, inputs: Tensor) -> Tensor:
         """Inputs [N, ...] -> values [N], in reward units."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from longrein.errors import SpecError
 from longrein.learn import losses, policy_value
 from longrein.learn.batch import Batch
+from longrein.learn.chain import Pass
 from longrein.learn.distributions import ActionForm, Distribution, action_form
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import observation_size
@@ -305,18 +306,28 @@ class PPO:
         cuts = [units * i // number for i in range(number + 1)]
         return [slice(*ends) for ends in pairwise(cuts)]
 
-    def _evaluated(self, rows: Rows, memory: Memory | None) -> tuple[Distribution, Tensor, Rows]:
-        """A minibatch's valid rows [N, ...], with distributions and values [N] of the policy as it is now."""
+    def _evaluated(self, rows: Rows, memory: Memory | None) -> tuple[Distribution, Tensor, Rows, tuple[Pass, ...]]:
+        """A minibatch's valid rows [N, ...], with distributions and values [N] of the policy as it is now.
+
+        And the passes that go back when the loss has.
+        """
+        passes: tuple[Pass, ...] = ()
         if memory is None:
-            numbers, value = self.policy.net.evaluate(rows.inputs)
+            numbers, value, passes = self.policy.net.evaluate_apart(rows.inputs)
         else:
             assert isinstance(self.policy.net, policy_value.PolicyValue)
             numbers, value = self.policy.net.evaluate_sequences(rows.inputs, memory.state, memory.begin)
             numbers, value, rows = numbers[memory.valid], value[memory.valid], rows.at(memory.valid)
-        return self.policy.distribution(numbers, rows.mask), value, rows
+        return self.policy.distribution(numbers, rows.mask), value, rows, passes
 
     def _step(
-        self, distribution: Distribution, value: Tensor, rows: Rows, clip: float, entropy_weight: float
+        self,
+        distribution: Distribution,
+        value: Tensor,
+        rows: Rows,
+        passes: tuple[Pass, ...],
+        clip: float,
+        entropy_weight: float,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """One optimizer step on one minibatch; what was measured before it: four scalars, and log ratios [N]."""
         log_ratio = distribution.log_prob(rows.action) - rows.log_prob
@@ -335,6 +346,8 @@ class PPO:
             loss = loss - entropy_weight * entropy
         self.parameters.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        for one in passes:
+            one.back()
         norm = self.parameters.clip_(self.config.max_grad_norm)
         self.optimizer.step()
         self.updates += 1
