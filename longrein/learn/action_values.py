@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from longrein.errors import SpecError
 from longrein.learn.chain import Chain, Pass
 from longrein.learn.distributions import action_form
-from longrein.learn.exploration import allowed, boltzmann, epsilon_greedy
+from longrein.learn.exploration import allowed, boltzmann, epsilon_greedy, quick_epsilon_greedy
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import ACTIVATIONS, orthogonal
 from longrein.learn.noisy import NoisyLinear, quiet, resample
@@ -178,21 +178,31 @@ class ValuePolicy(nn.Module):
         """Observations of B environments, as the vector environment batches them -> [B, ...]."""
         return self.inputs.encode(observation)
 
-    @torch.no_grad()
     def act(
         self, observation: NDArray[np.generic], deterministic: bool = False, generator: torch.Generator | None = None
     ) -> tuple[NDArray[np.generic], dict[str, NDArray[np.generic]]]:
         """Encoded observations [B, ...] -> actions int64 [B], and no extras."""
-        seen, mask = self.inputs.split(torch.from_numpy(observation))
+        chain = self.net.chain
+        if chain is None or self.softmax or self.net.outputs > 1 or self.inputs.choices or not chain.few(observation):
+            return self._choose(torch.from_numpy(observation), deterministic, generator).numpy(), {}
+        value = chain.of_few(observation)
+        if deterministic:
+            return value.argmax(-1), {}
+        return quick_epsilon_greedy(value, self.exploration.item(), generator), {}
+
+    @torch.no_grad()
+    def _choose(self, observation: Tensor, deterministic: bool, generator: torch.Generator | None) -> Tensor:
+        """Encoded observations [B, ...] -> actions int64 [B], of any network."""
+        seen, mask = self.inputs.split(observation)
         if deterministic:
             with quiet(self.net):
                 value = self.net.mean(self.net(seen))
-            return allowed(value, mask).argmax(-1).numpy(), {}
+            return allowed(value, mask).argmax(-1)
         if self.noisy:
             resample(self.net, generator)
         value = self.net.mean(self.net(seen))
         explore = boltzmann if self.softmax else epsilon_greedy
-        return explore(value, float(self.exploration), generator, mask).numpy(), {}
+        return explore(value, float(self.exploration), generator, mask)
 
     def values(self, observation: Tensor) -> Tensor:
         """Encoded observations [N, ...] -> action values [N, A], those of actions that are not allowed very low."""

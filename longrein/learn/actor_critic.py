@@ -75,6 +75,10 @@ class ActorCriticPolicy(nn.Module):
 
         Extras are empty, or of a recurrent policy `state`, as it was given, and `next_state`.
         """
+        if not deterministic and not self.inputs.choices:
+            chosen = policy_value.quick_choice(self.net, self.form, observation, generator)
+            if chosen is not None:
+                return chosen[0], {}
         if state is None:
             state = self.initial_state(len(observation))
         seen, mask = self.inputs.split(torch.from_numpy(observation))

@@ -55,10 +55,8 @@ class Chain:
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
         """The output [N, P], without gradient."""
-        rows = len(inputs)
-        if self._largest <= _LARGEST_WEIGHT and rows * self._largest <= _MOST_WORK:
-            return torch.from_numpy(self._few(inputs.numpy().reshape(rows, -1).astype(np.float32, copy=False)))
-        return self._forward(inputs)[-1]
+        seen = inputs.numpy()
+        return torch.from_numpy(self.of_few(seen)) if self.few(seen) else self._forward(inputs)[-1]
 
     def there(self, inputs: Tensor) -> Pass:
         """The output as a leaf, from which a loss can be made; `Pass.back` then takes its gradient to the weights."""
@@ -66,7 +64,13 @@ class Chain:
             *kept, output = self._forward(inputs)
         return Pass(self, kept, output.requires_grad_())
 
-    def _few(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def few(self, inputs: NDArray[Any]) -> bool:
+        """Whether these rows are so few, and the layers so small, that NumPy is the faster."""
+        return self._largest <= _LARGEST_WEIGHT and len(inputs) * self._largest <= _MOST_WORK
+
+    def of_few(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """The output [N, P], by NumPy."""
+        x: NDArray[np.float32] = inputs.reshape(len(inputs), -1).astype(np.float32, copy=False)
         at = [part.data_ptr() for layer in self.layers for part in (layer.weight, layer.bias)]
         if at != self._at:  # an optimizer changes weights where they lie; whoever shares or flattens them moves them
             self._views = [(one.weight.detach().numpy().T, one.bias.detach().numpy()) for one in self.layers]

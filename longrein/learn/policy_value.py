@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
 from longrein.learn.chain import Chain, Pass
-from longrein.learn.distributions import ActionForm, Distribution
+from longrein.learn.distributions import ActionForm, Distribution, quick_categorical
 from longrein.learn.networks import orthogonal
 from longrein.learn.recurrent import Core, Sequences
 from longrein.learn.torsos import Net, made, make_torso, zeros
@@ -227,6 +229,19 @@ def distribution(
         return form.distribution(numbers, network.log_std, mask)
     parameters, log_std = torch.split(numbers, [form.num_parameters, form.num_deviations], -1)
     return form.distribution(parameters, log_std, mask)
+
+
+def quick_choice(
+    network: PolicyValue | OwnModel, form: ActionForm, rows: NDArray[Any], generator: torch.Generator | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Actions int64 [N] drawn for what the network takes [N, ...], and their log-probabilities [N], by NumPy alone.
+
+    None where that is not possible or not faster: with many rows, for other actions than one choice.
+    """
+    chain = network.actor_chain if isinstance(network, PolicyValue) else None
+    if chain is None or not form.single or form.num_choices != form.num_parameters or not chain.few(rows):
+        return None
+    return quick_categorical(chain.of_few(rows), generator)
 
 
 @torch.no_grad()

@@ -133,6 +133,10 @@ class Policy(nn.Module):
         Extras: log_prob [B] of the policy that acted; where it is recurrent also `state`, as it was given, and
         `next_state`, for the next step of those episodes that go on.
         """
+        if not deterministic and self.normaliser is None and not self.inputs.choices:
+            chosen = policy_value.quick_choice(self.net, self.form, observation, generator)
+            if chosen is not None:
+                return chosen[0], {"log_prob": chosen[1]}
         if state is None:
             state = self.initial_state(len(observation))
         inputs, mask = self.split(torch.from_numpy(observation))
@@ -269,7 +273,7 @@ class PPO:
         log_ratios: list[Tensor] = []
         for _ in range(self.config.epochs):
             for minibatch in self._minibatches(rows, memory):
-                numbers, log_ratio = self._step(*self._evaluated(*minibatch), clip, entropy_weight)
+                numbers, log_ratio = self._step(self._evaluated(*minibatch), clip, entropy_weight)
                 measured += numbers
                 log_ratios.append(log_ratio)
                 if limit is not None and losses.approx_kl(log_ratio) > limit:
@@ -307,10 +311,7 @@ class PPO:
         return [slice(*ends) for ends in pairwise(cuts)]
 
     def _evaluated(self, rows: Rows, memory: Memory | None) -> tuple[Distribution, Tensor, Rows, tuple[Pass, ...]]:
-        """A minibatch's valid rows [N, ...], with distributions and values [N] of the policy as it is now.
-
-        And the passes that go back when the loss has.
-        """
+        """Distributions and values [N] of the policy as it is now, a minibatch's valid rows [N, ...], its passes."""
         passes: tuple[Pass, ...] = ()
         if memory is None:
             numbers, value, passes = self.policy.net.evaluate_apart(rows.inputs)
@@ -321,15 +322,10 @@ class PPO:
         return self.policy.distribution(numbers, rows.mask), value, rows, passes
 
     def _step(
-        self,
-        distribution: Distribution,
-        value: Tensor,
-        rows: Rows,
-        passes: tuple[Pass, ...],
-        clip: float,
-        entropy_weight: float,
+        self, minibatch: tuple[Distribution, Tensor, Rows, tuple[Pass, ...]], clip: float, entropy_weight: float
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """One optimizer step on one minibatch; what was measured before it: four scalars, and log ratios [N]."""
+        distribution, value, rows, passes = minibatch
         log_ratio = distribution.log_prob(rows.action) - rows.log_prob
         advantage = losses.normalised(rows.advantage) if self.config.normalise_advantage else rows.advantage
         if rows.weight is not None:
