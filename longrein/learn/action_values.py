@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
+from longrein.learn.chain import Chain, Pass
 from longrein.learn.distributions import action_form
-from longrein.learn.exploration import allowed, boltzmann, epsilon_greedy
+from longrein.learn.exploration import allowed, boltzmann, epsilon_greedy, quick_epsilon_greedy
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import ACTIVATIONS, orthogonal
 from longrein.learn.noisy import NoisyLinear, quiet, resample
@@ -62,6 +63,7 @@ class ActionValues(nn.Module):
     ) -> None:
         super().__init__()
         self.choices, self.kind, self.outputs = choices, head.distribution, head.outputs
+        self.chain: Chain | None = None
         self.model = None if net.model_maker is None else _own_model(space, choices, net, head, generator)
         if self.model is not None:
             self.value = None
@@ -71,9 +73,13 @@ class ActionValues(nn.Module):
         self.advantage = _stream(self.torso.size, choices * head.outputs, net, head, generator)
         self.value = _stream(self.torso.size, head.outputs, net, head, generator) if head.dueling else None
         self.register_buffer("support", torch.linspace(head.low, head.high, head.outputs))  # of c51
+        if self.value is None:
+            self.chain = Chain.of(self.torso, self.advantage)
 
     def forward(self, observation: Tensor) -> Tensor:
         """[N, ...] -> [N, A, Z]."""
+        if self.chain is not None and not torch.is_grad_enabled():
+            return self.chain(observation).view(-1, self.choices, self.outputs)
         if self.model is not None:
             values: Tensor = self.model(observation)
             return values.unsqueeze(-1)
@@ -85,6 +91,13 @@ class ActionValues(nn.Module):
         if self.value is not None:
             said = said - said.mean(1, keepdim=True) + self.value(features).unsqueeze(1)
         return said
+
+    def apart(self, observation: Tensor) -> tuple[Tensor, tuple[Pass, ...]]:
+        """As `forward`, and the pass that is to go `back` when the loss has; none where autograd does that."""
+        if self.chain is None:
+            return self(observation), ()
+        there = self.chain.there(observation)
+        return there.output.view(-1, self.choices, self.outputs), (there,)
 
     def mean(self, said: Tensor) -> Tensor:
         """What the network says [..., A, Z] -> action values [..., A], in reward units."""
@@ -165,21 +178,31 @@ class ValuePolicy(nn.Module):
         """Observations of B environments, as the vector environment batches them -> [B, ...]."""
         return self.inputs.encode(observation)
 
-    @torch.no_grad()
     def act(
         self, observation: NDArray[np.generic], deterministic: bool = False, generator: torch.Generator | None = None
     ) -> tuple[NDArray[np.generic], dict[str, NDArray[np.generic]]]:
         """Encoded observations [B, ...] -> actions int64 [B], and no extras."""
-        seen, mask = self.inputs.split(torch.from_numpy(observation))
+        chain = self.net.chain
+        if chain is None or self.softmax or self.net.outputs > 1 or self.inputs.choices or not chain.few(observation):
+            return self._choose(torch.from_numpy(observation), deterministic, generator).numpy(), {}
+        value = chain.of_few(observation)
+        if deterministic:
+            return value.argmax(-1), {}
+        return quick_epsilon_greedy(value, self.exploration.item(), generator), {}
+
+    @torch.no_grad()
+    def _choose(self, observation: Tensor, deterministic: bool, generator: torch.Generator | None) -> Tensor:
+        """Encoded observations [B, ...] -> actions int64 [B], of any network."""
+        seen, mask = self.inputs.split(observation)
         if deterministic:
             with quiet(self.net):
                 value = self.net.mean(self.net(seen))
-            return allowed(value, mask).argmax(-1).numpy(), {}
+            return allowed(value, mask).argmax(-1)
         if self.noisy:
             resample(self.net, generator)
         value = self.net.mean(self.net(seen))
         explore = boltzmann if self.softmax else epsilon_greedy
-        return explore(value, float(self.exploration), generator, mask).numpy(), {}
+        return explore(value, float(self.exploration), generator, mask)
 
     def values(self, observation: Tensor) -> Tensor:
         """Encoded observations [N, ...] -> action values [N, A], those of actions that are not allowed very low."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from longrein.errors import SpecError
 from longrein.learn import policy_value
 from longrein.learn.batch import Batch
+from longrein.learn.chain import Pass
 from longrein.learn.distributions import Distribution, action_form
 from longrein.learn.inputs import Inputs
 from longrein.learn.policy_value import OwnModel, PolicyValue
@@ -74,6 +75,10 @@ class ActorCriticPolicy(nn.Module):
 
         Extras are empty, or of a recurrent policy `state`, as it was given, and `next_state`.
         """
+        if not deterministic and not self.inputs.choices:
+            chosen = policy_value.quick_choice(self.net, self.form, observation, generator)
+            if chosen is not None:
+                return chosen[0], {}
         if state is None:
             state = self.initial_state(len(observation))
         seen, mask = self.inputs.split(torch.from_numpy(observation))
@@ -101,23 +106,36 @@ class ActorCriticPolicy(nn.Module):
         numbers, value = self.net.evaluate(seen)
         return policy_value.distribution(self.net, self.form, numbers, mask), value
 
+    def evaluate_apart(self, observation: Tensor) -> tuple[Distribution, Tensor, tuple[Pass, ...]]:
+        """As `evaluate`, and the passes that are to go `back` when the loss has; none where autograd does that."""
+        if not self.with_critic:
+            return *self.evaluate(observation), ()
+        seen, mask = self.inputs.split(observation)
+        numbers, value, passes = self.net.evaluate_apart(seen)
+        return policy_value.distribution(self.net, self.form, numbers, mask), value, passes
+
     def value(self, observation: Tensor) -> Tensor:
         """Without recurrence. Encoded observations [N, ...] -> values [N], in reward units; 0 without a critic."""
         if not self.with_critic:
             return torch.zeros(len(observation))
         return self.net.value(self.inputs.split(observation)[0])
 
-    def rollout(self, batch: Batch) -> tuple[Distribution, Tensor, Tensor, Tensor]:
+    def rollout(self, batch: Batch, apart: list[Pass] | None = None) -> tuple[Distribution, Tensor, Tensor, Tensor]:
         """Of a time-major batch, N of whose rows are valid: distributions and values [N], with gradients;
         then V(s_t) and V(s'_t) [T, B] without, 0 in invalid rows.
 
         A recurrent policy begins in extras["state"], or in zeros where the batch has none.
+        apart: where it is given, it takes the passes that the caller lets go `back` when the loss has.
         """
         valid = batch.valid
         spread = torch.zeros_like(batch.reward)
         if isinstance(self.net, PolicyValue) and self.net.state_size:
             return self._sequences(self.net, batch)
-        distribution, value = self.evaluate(batch.observation[valid])
+        if apart is None:
+            distribution, value = self.evaluate(batch.observation[valid])
+        else:
+            distribution, value, passes = self.evaluate_apart(batch.observation[valid])
+            apart += passes
         spread[valid] = value.detach()
         return distribution, value, spread, successor_values(self.value, batch, spread)
 

@@ -67,6 +67,20 @@ class Categorical:
         return -(self.log_probs.exp() * self.log_probs.clamp(min=RULED_OUT)).sum(-1)
 
 
+def quick_categorical(
+    logits: NDArray[np.float32], generator: torch.Generator | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What `Categorical` samples by the same generator, and its log-probabilities: of few rows, so in NumPy.
+
+    logits [N, K] -> (actions int64 [N], [N] in nats). With eight environments a third of an actor's time is this.
+    """
+    noise = torch.empty(logits.shape).exponential_(generator=generator).numpy()
+    log_probs = logits - logits.max(1, keepdims=True)
+    probs = np.exp(log_probs)
+    action: NDArray[np.int64] = (probs / np.maximum(noise, _TINY)).argmax(1)
+    return action, log_probs[np.arange(len(action)), action] - np.log(probs.sum(1))
+
+
 class MultiCategorical:
     """K independent choices, each with its own number of options: actions int64 [N, K]. Logs and entropies add."""
 

@@ -9,11 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
-from longrein.learn.distributions import ActionForm, Distribution
+from longrein.learn.chain import Chain, Pass
+from longrein.learn.distributions import ActionForm, Distribution, quick_categorical
 from longrein.learn.networks import orthogonal
 from longrein.learn.recurrent import Core, Sequences
 from longrein.learn.torsos import Net, made, make_torso, zeros
@@ -80,9 +83,15 @@ class PolicyValue(nn.Module):
         self.critic = orthogonal(self.actor_stem.size, 1, 1.0, generator)
         self.log_std = nn.Parameter(torch.zeros(form.num_deviations)) if form.num_deviations else None
         self.state_size = self.actor_stem.state_size * (1 if shared else 2)  # 0: not recurrent
+        self.actor_chain = None if self.state_size else Chain.of(self.actor_stem.torso, self.actor)
+        self.critic_chain = None
+        if self.critic_stem is not None and not self.state_size:
+            self.critic_chain = Chain.of(self.critic_stem.torso, self.critic)
 
     def act(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Inputs [N, ...], state [N, state_size] -> the distribution's numbers [N, P], and the next state."""
+        if self.actor_chain is not None and not torch.is_grad_enabled():
+            return self.actor_chain(inputs), None
         if not self.state_size:
             numbers: Tensor = self.actor(self.actor_stem.torso(inputs))
             return numbers, None
@@ -106,8 +115,17 @@ class PolicyValue(nn.Module):
             features = self.critic_stem.torso(inputs)
         return numbers, self.critic(features).squeeze(-1)
 
+    def evaluate_apart(self, inputs: Tensor) -> tuple[Tensor, Tensor, tuple[Pass, ...]]:
+        """As `evaluate`, and the passes that are to go `back` when the loss has; none where autograd does that."""
+        if self.actor_chain is None or self.critic_chain is None:
+            return *self.evaluate(inputs), ()
+        actor, critic = self.actor_chain.there(inputs), self.critic_chain.there(inputs)
+        return actor.output, critic.output.squeeze(-1), (actor, critic)
+
     def value(self, inputs: Tensor) -> Tensor:
         """Without recurrence. Inputs [N, ...] -> values [N], in reward units."""
+        if self.critic_chain is not None and not torch.is_grad_enabled():
+            return self.critic_chain(inputs).squeeze(-1)
         value: Tensor = self.critic((self.critic_stem or self.actor_stem).torso(inputs)).squeeze(-1)
         return value
 
@@ -178,6 +196,10 @@ class OwnModel(nn.Module):
         numbers, value = self.model(inputs)
         return numbers, value.reshape(-1)
 
+    def evaluate_apart(self, inputs: Tensor) -> tuple[Tensor, Tensor, tuple[Pass, ...]]:
+        """As `evaluate`: autograd does all that is to be done."""
+        return *self.evaluate(inputs), ()
+
     def value(self, inputs: Tensor) -> Tensor:
         """Inputs [N, ...] -> values [N], in reward units."""
         return self.evaluate(inputs)[1]
@@ -207,6 +229,19 @@ def distribution(
         return form.distribution(numbers, network.log_std, mask)
     parameters, log_std = torch.split(numbers, [form.num_parameters, form.num_deviations], -1)
     return form.distribution(parameters, log_std, mask)
+
+
+def quick_choice(
+    network: PolicyValue | OwnModel, form: ActionForm, rows: NDArray[Any], generator: torch.Generator | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Actions int64 [N] drawn for what the network takes [N, ...], and their log-probabilities [N], by NumPy alone.
+
+    None where that is not possible or not faster: with many rows, for other actions than one choice.
+    """
+    chain = network.actor_chain if isinstance(network, PolicyValue) else None
+    if chain is None or not form.single or form.num_choices != form.num_parameters or not chain.few(rows):
+        return None
+    return quick_categorical(chain.of_few(rows), generator)
 
 
 @torch.no_grad()

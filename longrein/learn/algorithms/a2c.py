@@ -5,7 +5,7 @@ docs/algorithms/a2c.md lists where we differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from longrein.learn import losses
 from longrein.learn.actor_critic import ACTION_SPACES, ActorCriticPolicy
 from longrein.learn.algorithms import config_from
 from longrein.learn.batch import Batch
+from longrein.learn.chain import Pass
 from longrein.learn.episodes import EpisodeStore
 from longrein.learn.imitation import Imitator, SelfImitation
 from longrein.learn.natural import Natural, NaturalGradient, networks, section
@@ -200,13 +201,14 @@ class A2C:
         """One optimizer step on the valid rows of [T, B, ...]; what was measured before it."""
         valid = batch.valid
         self._observe(batch.observation[valid])
-        distribution, value, *values = self.policy.rollout(batch)
+        apart: list[Pass] | None = [] if self.natural is None else None  # K-FAC looks at what autograd does
+        distribution, value, *values = self.policy.rollout(batch, apart)
         advantage, target = (of_rows[valid] for of_rows in self._advantage(batch, *values))
         wanted = losses.normalised(advantage) if self.config.normalise_advantage else advantage
         policy_loss = losses.policy_gradient(distribution.log_prob(batch.action[valid]), wanted)
         value_loss = losses.value_loss(value, target)
         entropy = distribution.entropy().mean()
-        norm = self._step(policy_loss + self._value_weight * value_loss - entropy_weight * entropy)
+        norm = self._step(policy_loss + self._value_weight * value_loss - entropy_weight * entropy, apart or ())
         self.updates += 1
         with torch.no_grad():
             numbers = (policy_loss, value_loss, entropy, norm, value.mean(), advantage.std(correction=0))
@@ -233,12 +235,14 @@ class A2C:
             with self.natural.recording():
                 self.natural.observe(*self.policy.evaluate(observation))
 
-    def _step(self, loss: Tensor) -> Tensor:
-        """One optimizer step along the gradient of a loss; the gradient's norm before it was clipped."""
+    def _step(self, loss: Tensor, passes: Sequence[Pass] = ()) -> Tensor:
+        """One optimizer step along the gradient of a loss, and of passes under it; its norm before it was clipped."""
         if self.natural is not None:
             return self.natural.step(loss)
         self._flat.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        for one in passes:
+            one.back()
         norm = self._flat.clip_(self.config.max_grad_norm)
         self.optimizer.step()
         return norm

@@ -216,11 +216,14 @@ class DQN:
         target = self._target(sample)
         self._renew(self.policy.net)
         seen, _ = self.policy.inputs.split(sample.observation)
-        said = _of_action(self.policy.net(seen), sample.action)
+        output, passes = self.policy.net.apart(seen)
+        said = _of_action(output, sample.action)
         error, td_error = self._error(said, target)
         loss = (sample.weight * error).mean()
         self._online.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        for one in passes:
+            one.back()
         if config.max_grad_value is not None:
             self._online.gradient.clamp_(-config.max_grad_value, config.max_grad_value)
         norm = self._online.clip_(float("inf") if config.max_grad_norm is None else config.max_grad_norm)

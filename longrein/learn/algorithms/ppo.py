@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from longrein.errors import SpecError
 from longrein.learn import losses, policy_value
 from longrein.learn.batch import Batch
+from longrein.learn.chain import Pass
 from longrein.learn.distributions import ActionForm, Distribution, action_form
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import observation_size
@@ -132,6 +133,10 @@ class Policy(nn.Module):
         Extras: log_prob [B] of the policy that acted; where it is recurrent also `state`, as it was given, and
         `next_state`, for the next step of those episodes that go on.
         """
+        if not deterministic and self.normaliser is None and not self.inputs.choices:
+            chosen = policy_value.quick_choice(self.net, self.form, observation, generator)
+            if chosen is not None:
+                return chosen[0], {"log_prob": chosen[1]}
         if state is None:
             state = self.initial_state(len(observation))
         inputs, mask = self.split(torch.from_numpy(observation))
@@ -268,7 +273,7 @@ class PPO:
         log_ratios: list[Tensor] = []
         for _ in range(self.config.epochs):
             for minibatch in self._minibatches(rows, memory):
-                numbers, log_ratio = self._step(*self._evaluated(*minibatch), clip, entropy_weight)
+                numbers, log_ratio = self._step(self._evaluated(*minibatch), clip, entropy_weight)
                 measured += numbers
                 log_ratios.append(log_ratio)
                 if limit is not None and losses.approx_kl(log_ratio) > limit:
@@ -305,20 +310,22 @@ class PPO:
         cuts = [units * i // number for i in range(number + 1)]
         return [slice(*ends) for ends in pairwise(cuts)]
 
-    def _evaluated(self, rows: Rows, memory: Memory | None) -> tuple[Distribution, Tensor, Rows]:
-        """A minibatch's valid rows [N, ...], with distributions and values [N] of the policy as it is now."""
+    def _evaluated(self, rows: Rows, memory: Memory | None) -> tuple[Distribution, Tensor, Rows, tuple[Pass, ...]]:
+        """Distributions and values [N] of the policy as it is now, a minibatch's valid rows [N, ...], its passes."""
+        passes: tuple[Pass, ...] = ()
         if memory is None:
-            numbers, value = self.policy.net.evaluate(rows.inputs)
+            numbers, value, passes = self.policy.net.evaluate_apart(rows.inputs)
         else:
             assert isinstance(self.policy.net, policy_value.PolicyValue)
             numbers, value = self.policy.net.evaluate_sequences(rows.inputs, memory.state, memory.begin)
             numbers, value, rows = numbers[memory.valid], value[memory.valid], rows.at(memory.valid)
-        return self.policy.distribution(numbers, rows.mask), value, rows
+        return self.policy.distribution(numbers, rows.mask), value, rows, passes
 
     def _step(
-        self, distribution: Distribution, value: Tensor, rows: Rows, clip: float, entropy_weight: float
+        self, minibatch: tuple[Distribution, Tensor, Rows, tuple[Pass, ...]], clip: float, entropy_weight: float
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """One optimizer step on one minibatch; what was measured before it: four scalars, and log ratios [N]."""
+        distribution, value, rows, passes = minibatch
         log_ratio = distribution.log_prob(rows.action) - rows.log_prob
         advantage = losses.normalised(rows.advantage) if self.config.normalise_advantage else rows.advantage
         if rows.weight is not None:
@@ -335,6 +342,8 @@ class PPO:
             loss = loss - entropy_weight * entropy
         self.parameters.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        for one in passes:
+            one.back()
         norm = self.parameters.clip_(self.config.max_grad_norm)
         self.optimizer.step()
         self.updates += 1

@@ -38,9 +38,23 @@ def lacking() -> list[str]:
     return sorted({extra for package, extra in _FAMILIES.values() if importlib.util.find_spec(package) is None})
 
 
-def make(name: str, num_envs: int, autoreset: str, **options: Any) -> gymnasium.Env[Any, Any]:
-    """One environment; `options` are those of `gymnasium.make`."""
+def make(
+    name: str, num_envs: int, autoreset: str, *, vectorization: str = "sync", **options: Any
+) -> gymnasium.Env[Any, Any] | gymnasium.vector.VectorEnv[Any, Any, Any]:
+    """One environment; `options` are those of `gymnasium.make`.
+
+    vectorization: how several are stepped, one by one (sync) or all as one array (native), which few can be.
+    Raises SpecError for another, or where this environment cannot be.
+    """
     provide(name)
+    if vectorization not in ("sync", "native"):
+        raise SpecError("env.options.vectorization", f"{vectorization!r} is neither sync nor native")
+    if vectorization == "native":
+        from longrein.link.makers import native
+
+        native.check(name, options)
+        if num_envs > 1:
+            return native.make(name, num_envs, autoreset, **options)
     return gymnasium.make(name, disable_env_checker=True, **options)
 
 
