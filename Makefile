@@ -5,7 +5,12 @@ STAMP := .venv/.made
 AT ?= websocket
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-PEERS := .venv-peers/.made
+# Other packages, each in a virtual environment of its own, as whoever takes that one alone would have it. RLax is beside
+# SBX: both are on JAX, which nothing else needs.
+PEERS := sb3 sbx tianshou
+PEERS_sb3 := stable-baselines3 sb3-contrib
+PEERS_sbx := sbx-rl rlax
+PEERS_tianshou := tianshou
 
 .PHONY: setup peers demo test test-all lint types bench bench-table docs clean
 
@@ -22,15 +27,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-# Other packages that compute or train the same: for outside proof and for benchmarks, apart from ours.
-peers: $(PEERS)
+# Other packages that compute or train the same: for outside proof and for benchmarks, apart from ours. About 4 GB.
+peers: $(PEERS:%=.venv-peers/%/.made)
 
-$(PEERS): constraints.txt
-	@echo "set-up: .venv-peers"
-	@$(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt torch
-	@.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt stable-baselines3 sb3-contrib sbx-rl rlax tianshou
-	@touch $(PEERS)
+.venv-peers/%/.made: constraints.txt
+	@echo "set-up: .venv-peers/$*"
+	@$(PYTHON) -m venv .venv-peers/$*
+	@.venv-peers/$*/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt torch
+	@.venv-peers/$*/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt $(PEERS_$*) ale-py
+	@touch $@
 
 demo: setup
 	$(BIN)/longrein run --at $(AT)

@@ -1,6 +1,7 @@
 """Our mathematics beside that of Stable-Baselines3, SB3-Contrib, RLax and Tianshou, on the same random numbers.
 
-They live in `.venv-peers`, which `make peers` sets up, and answer from a process of their own.
+They live in `.venv-peers`, which `make peers` sets up: a virtual environment for each, RLax in SBX's. They answer from
+processes of their own.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from longrein.learn.priorities import SumTree
 from longrein.learn.renorm import BatchRenorm
 from longrein.learn.returns import gae, retrace, vtrace
 
-PYTHON = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+PYTHONS = {
+    name: Path(__file__).parents[2] / ".venv-peers" / name / "bin" / "python" for name in ("sb3", "sbx", "tianshou")
+}
+MISSING = [name for name, python in PYTHONS.items() if not python.exists()]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason="the other packages are not there: make peers"),
+    pytest.mark.skipif(bool(MISSING), reason="the other packages are not there: make peers"),
 ]
 Arrays = dict[str, Any]
 
@@ -50,8 +54,12 @@ def told(asked: Arrays, tmp_path_factory: pytest.TempPathFactory) -> Arrays:
     folder = tmp_path_factory.mktemp("outside")
     np.savez(folder / "questions.npz", **asked)
     script = Path(__file__).parent / "outside" / "answers.py"
-    subprocess.run([PYTHON, script, folder / "questions.npz", folder / "answers.npz"], check=True, timeout=300)
-    return dict(np.load(folder / "answers.npz"))
+    answers: Arrays = {}
+    for name, python in PYTHONS.items():
+        line = [python, script, name, folder / "questions.npz", folder / f"{name}.npz"]
+        subprocess.run(line, check=True, timeout=300)
+        answers |= np.load(folder / f"{name}.npz")
+    return answers
 
 
 def rollout(asked: Arrays) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""What other packages compute from the same numbers. Runs in `.venv-peers`, where longrein is not installed.
+"""What other packages compute from the same numbers. longrein is in none of their virtual environments.
 
-.venv-peers/bin/python answers.py QUESTIONS.npz ANSWERS.npz
+.venv-peers/PACKAGE/bin/python answers.py PACKAGE QUESTIONS.npz ANSWERS.npz
 """
 
 from __future__ import annotations
@@ -8,21 +8,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import rlax
-import torch
-from gymnasium.spaces import Box, Discrete
-from sb3_contrib.common.torch_layers import BatchRenorm1d
-from sb3_contrib.common.utils import quantile_huber_loss
-from stable_baselines3.common.buffers import RolloutBuffer
-from tianshou.data import SegmentTree
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def advantages(ask: Arrays) -> Arrays:
     """Stable-Baselines3's GAE, which knows the ends of episodes and no time limits."""
+    import torch
+    from gymnasium.spaces import Box, Discrete
+    from stable_baselines3.common.buffers import RolloutBuffer
+
     steps, envs = ask["reward"].shape
     buffer = RolloutBuffer(steps, Box(-1, 1, (1,)), Discrete(2), gae_lambda=0.9, gamma=0.97, n_envs=envs)
     buffer.reset()
@@ -38,6 +34,9 @@ def advantages(ask: Arrays) -> Arrays:
 
 def off_policy(ask: Arrays) -> Arrays:
     """RLax's V-trace and Retrace, a column at a time."""
+    import jax.numpy as jnp
+    import rlax
+
     envs = ask["reward"].shape[1]
     discount = 0.97 * ~ask["terminated"]
     following = np.concatenate([ask["value"][1:], ask["last_value"][None]])
@@ -58,19 +57,32 @@ def off_policy(ask: Arrays) -> Arrays:
     return {name: np.stack(columns, 1) for name, columns in found.items()}
 
 
-def distributions(ask: Arrays) -> Arrays:
-    """RLax's C51 projection, SB3-Contrib's quantile loss."""
+def projected(ask: Arrays) -> Arrays:
+    """RLax's C51 projection."""
+    import jax.numpy as jnp
+    import rlax
+
     support = jnp.array(ask["support"])
-    projected = [
+    rows = [
         rlax.categorical_l2_project(reward + discount * support, jnp.array(probs), support)
         for reward, discount, probs in zip(ask["r"], ask["discount"], ask["probs"], strict=True)
     ]
+    return {"c51": np.stack(rows)}
+
+
+def quantiles(ask: Arrays) -> Arrays:
+    """SB3-Contrib's quantile loss."""
+    import torch
+    from sb3_contrib.common.utils import quantile_huber_loss
+
     quantile, target = torch.tensor(ask["quantile"]), torch.tensor(ask["target"])
-    return {"c51": np.stack(projected), "quantile": quantile_huber_loss(quantile, target).numpy()}
+    return {"quantile": quantile_huber_loss(quantile, target).numpy()}
 
 
 def drawing(ask: Arrays) -> Arrays:
     """Tianshou's segment tree."""
+    from tianshou.data import SegmentTree
+
     tree = SegmentTree(len(ask["priority"]))
     tree[np.arange(len(ask["priority"]))] = ask["priority"]
     return {"found": tree.get_prefix_sum_idx(ask["height"])}
@@ -78,6 +90,9 @@ def drawing(ask: Arrays) -> Arrays:
 
 def renormalised(ask: Arrays) -> Arrays:
     """SB3-Contrib's batch renormalisation, once its running statistics are those of the first batch."""
+    import torch
+    from sb3_contrib.common.torch_layers import BatchRenorm1d
+
     layer = BatchRenorm1d(ask["features"].shape[2], warmup_steps=2)
     layer.train()
     first, second = torch.tensor(ask["features"])
@@ -88,9 +103,12 @@ def renormalised(ask: Arrays) -> Arrays:
     return {"renorm_trained": trained.detach().numpy(), "renorm_acting": layer(second).detach().numpy()}
 
 
+PARTS = {"sb3": (advantages, quantiles, renormalised), "sbx": (off_policy, projected), "tianshou": (drawing,)}
+
 if __name__ == "__main__":
-    questions = dict(np.load(sys.argv[1]))
+    package, asked, told = sys.argv[1:]
+    questions = dict(np.load(asked))
     answers: Arrays = {}
-    for part in (advantages, off_policy, distributions, drawing, renormalised):
+    for part in PARTS[package]:
         answers |= part(questions)
-    np.savez(sys.argv[2], **answers)  # type: ignore[arg-type]  # its stub takes the names for flags
+    np.savez(told, **answers)  # type: ignore[arg-type]  # its stub takes the names for flags
