@@ -19,6 +19,7 @@ from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.action_values import ActionValues, Head, ValuePolicy
 from longrein.learn.batch import Batch
+from longrein.learn.eager import Adam
 from longrein.learn.exploration import allowed
 from longrein.learn.noisy import KINDS, resample
 from longrein.learn.optimizers import FlatParameters
@@ -155,7 +156,7 @@ class DQN:
         self._online, self._followed = (FlatParameters(net.parameters()) for net in (self.policy.net, self.target))
         self.target.requires_grad_(False)
         # 1.5e-4, as Rainbow has it: with 1e-8 a weight whose gradient is nearly 0 would still take whole steps.
-        self.optimizer = torch.optim.Adam([self._online.whole], lr=value_at(config.lr, 0), eps=1.5e-4, fused=True)
+        self.optimizer = Adam([self._online.whole], lr=value_at(config.lr, 0), eps=1.5e-4, fused=True)
 
     @property
     def rollout_steps(self) -> int:
