@@ -6,18 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from typing import TYPE_CHECKING, Any
 
 from longrein.lab import curves
 from longrein.lab.benchmark_results import Aggregate, Panel
 from longrein.lab.curves import Line, SessionCurves, TrialCurves, moving_mean
 from longrein.lab.search_space import Drawn, encoded
 from longrein.lab.search_table import Experiment
+
+if TYPE_CHECKING:  # matplotlib takes a second and 20 MB: only whoever draws imports it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
@@ -214,6 +213,9 @@ def _drawn_axis(axes: Axes, key: str, drawn: Drawn) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     # Figure and canvas by hand: pyplot keeps figures in global state, and asks for a screen.
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -256,6 +258,8 @@ def _measure(axes: Axes, lines: Sequence[Line], paint: str) -> None:
 
 def _steps_axis(axes: Axes, end: float) -> None:
     axes.set_xlabel("env steps, all environments together", fontsize=9)
+    from matplotlib.ticker import EngFormatter
+
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(0, max(end, 1))
 

@@ -71,9 +71,8 @@ def context_for(algorithm: str) -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # With what torch imports when it makes its first optimizer. No effect on a server that runs already.
-    preload = ["longrein.lab.actor_process", "torch._dynamo", algorithms.module_name(algorithm)]
-    context.set_forkserver_preload(preload)
+    # No effect on a server that runs already.
+    context.set_forkserver_preload(["longrein.lab.actor_process", algorithms.module_name(algorithm)])
     return context
 
 

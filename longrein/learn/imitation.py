@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,7 +164,7 @@ class Imitator:
         index = (self._head + torch.arange(count)) % capacity
         for name, column in rows.items():
             self._columns[name][index] = column
-        self._priorities.add(index, torch.ones(count, dtype=torch.bool))
+        self._priorities.add(index.numpy(), np.ones(count, np.bool_))
         self._head = (self._head + count) % capacity
         self._filled = min(self._filled + count, capacity)
 

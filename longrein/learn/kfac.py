@@ -28,6 +28,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
 from longrein.learn.distributions import Distribution
+from longrein.learn.eager import Adam, Eager
 
 FLOOR = 1e-6  # eigenvalues below this are taken for 0, as in ACKTR's code: in float32 they are rounding
 DOUBLE_UP_TO = (
@@ -36,7 +37,7 @@ DOUBLE_UP_TO = (
 CHUNK = 1 << 24  # numbers of unfolded patches held at once: 64 MiB
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(Eager, torch.optim.Optimizer):
     """Momentum SGD on natural gradients within a trust region, for the Linear and Conv2d layers of a module.
 
     Every other trainable parameter of the module (`others`) is left to Adam, and so is a weight that two layers share,
@@ -74,7 +75,7 @@ class KFAC(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "damping": damping, "kl_clip": kl_clip}
         super().__init__([parameter for _, parameter in named], defaults)
         rest = [parameter for _, parameter in named if id(parameter) not in held]
-        self._fallback = torch.optim.Adam(rest, lr=fallback_lr, eps=1e-5, fused=True) if rest else None
+        self._fallback = Adam(rest, lr=fallback_lr, eps=1e-5, fused=True) if rest else None
         self._fallback_share = fallback_lr / lr if lr > 0 else 0.0
         self._decay = decay
         self._inverse_every = inverse_every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 from longrein.errors import SpecError
 
+Layer = TypeVar("Layer", bound=nn.Module)
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
@@ -90,10 +91,21 @@ def mlp(
 
 def orthogonal(inputs: int, outputs: int, gain: float, generator: torch.Generator | None = None) -> nn.Linear:
     """A linear layer with orthogonal weights of the given gain, and biases 0."""
-    # On "meta" and then emptied: the layer's own start would draw from the global generator.
-    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    layer = unset(nn.Linear, inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
     nn.init.zeros_(layer.bias)
+    return layer
+
+
+def unset(kind: type[Layer], *settings: Any) -> Layer:
+    """A layer whose weights are yet to be set: its own start would draw from the global generator.
+
+    Of torch.nn's own layers, which call `reset_parameters` when they are made.
+    """
+    # Not by way of the device "meta", as torch.nn.utils.skip_init has it: torch then imports sympy, 34 MB.
+    still = type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
+    layer: Layer = still(*settings)
+    layer.__class__ = kind
     return layer
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from longrein.errors import SpecError
+from longrein.learn.eager import Eager, eager
 
 # LBFGS wants to evaluate the loss itself, SparseAdam sparse gradients, Muon matrices only.
 _UNFIT = {"optimizer", "lbfgs", "sparseadam", "muon"}
@@ -35,7 +36,8 @@ def make_optimizer(name: str, params: Iterable[Tensor], lr: float, **settings: A
             raise SpecError(
                 "agent.algorithm.optimizer_settings", f"{name} has no setting {setting!r}", hint=f"one of {takes}"
             )
-    faster = {} if {"fused", "foreach"} & settings.keys() else _faster(keywords)
+    params = list(params)
+    faster = {} if {"fused", "foreach"} & settings.keys() else _faster(keywords, len(params))
     try:
         return maker(params, lr=lr, **faster, **settings)
     except (ValueError, TypeError) as error:
@@ -47,7 +49,7 @@ def optimizer_classes() -> dict[str, Callable[..., torch.optim.Optimizer]]:
     found: dict[str, Callable[..., torch.optim.Optimizer]] = {"rmsprop_tf": RMSpropTF}
     for name, value in vars(torch.optim).items():
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and name.lower() not in _UNFIT:
-            found[name.lower()] = value
+            found[name.lower()] = eager(value)
     return found
 
 
@@ -88,11 +90,11 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _faster(keywords: Iterable[str]) -> dict[str, bool]:
-    for keyword in ("fused", "foreach"):
-        if keyword in keywords:
-            return {keyword: True}
-    return {}
+def _faster(keywords: Iterable[str], tensors: int) -> dict[str, bool]:
+    if "fused" in keywords:
+        return {"fused": True}
+    # For one tensor alone, foreach is the slower: it groups tensors first.
+    return {"foreach": tensors > 1} if "foreach" in keywords else {}
 
 
 def rmsprop_tf_(
@@ -116,7 +118,7 @@ def rmsprop_tf_(
     torch._foreach_addcdiv_(params, gradients, root, -lr)
 
 
-class RMSpropTF(torch.optim.Optimizer):
+class RMSpropTF(Eager, torch.optim.Optimizer):
     """RMSProp as TensorFlow has it: epsilon inside the root, and averages of squares that start at 1.
 
     torch.optim.RMSprop has sqrt(g) + eps and starts at 0, so that its first step is lr / sqrt(1 - alpha) in every

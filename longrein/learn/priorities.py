@@ -86,9 +86,9 @@ class Priorities:
         """Room for `size` rows, none of which can be drawn yet."""
         self._tree = SumTree(size)
 
-    def add(self, rows: Tensor, valid: Tensor) -> None:
+    def add(self, rows: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
         """New rows [N], of which the valid ones [N] may be drawn."""
-        self._tree.set(rows.numpy(), np.where(valid.numpy(), self._largest, 0.0))
+        self._tree.set(rows, np.where(valid, self._largest, 0.0))
 
     def set(self, index: Tensor, td_error: Tensor) -> None:
         """The TD errors [N] of rows [N]. Raises ValueError when one is not finite."""

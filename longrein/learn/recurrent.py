@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from longrein.learn.networks import unset
+
 
 class Core(nn.Module):
     """A GRU or an LSTM layer: features [.., inputs] and a state -> features [.., size] and the next state.
@@ -24,9 +26,7 @@ class Core(nn.Module):
         self.kind = kind  # gru or lstm
         self.size = size
         self.state_size = size if kind == "gru" else 2 * size
-        layer = nn.GRU if kind == "gru" else nn.LSTM
-        # On "meta" and then emptied: the layer's own start would draw from the global generator.
-        self.layer = layer(inputs, size, device="meta").to_empty(device="cpu")
+        self.layer = unset(nn.GRU, inputs, size) if kind == "gru" else unset(nn.LSTM, inputs, size)
         for name, parameter in self.layer.named_parameters():
             if name.startswith("weight"):
                 nn.init.orthogonal_(parameter, 1.0, generator=generator)

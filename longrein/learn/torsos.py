@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
-from longrein.learn.networks import ACTIVATIONS, flat_observation, observation_size, orthogonal
+from longrein.learn.networks import ACTIVATIONS, flat_observation, observation_size, orthogonal, unset
 
 FeatureMaker = Callable[["gymnasium.Space[Any]"], nn.Module]
 ModelMaker = Callable[["gymnasium.Space[Any]", "gymnasium.Space[Any]"], nn.Module]
@@ -267,7 +267,7 @@ def _convolutions(shape: tuple[int, ...], net: Net, generator: torch.Generator |
 def convolution(inputs: int, outputs: int, kernel: int, stride: int, padding: int = 0, *,
                 generator: torch.Generator | None = None) -> nn.Conv2d:  # fmt: skip
     """A convolution with orthogonal weights of gain sqrt 2 and biases 0."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, device="meta").to_empty(device="cpu")
+    layer = unset(nn.Conv2d, inputs, outputs, kernel, stride, padding)
     nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

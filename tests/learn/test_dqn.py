@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,24 @@ def test_prioritized_replay_gets_errors_and_weighs_the_loss() -> None:
     assert len(given) == len(drawn) == 7
     assert given[0].shape == (8,)
     assert not given[0].requires_grad
+
+
+@pytest.mark.parametrize("loss", ["huber", "mse"])
+def test_the_gradient_by_hand_is_autograds(loss: str) -> None:
+    # Errors on both sides of 1 and of either sign, and weights.
+    rows = dataclasses.replace(sample(64), reward=torch.linspace(-3, 3, 64), weight=torch.linspace(0.2, 1, 64))
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for by_hand in (True, False):
+        algorithm = disturbed(small(loss=loss, max_grad_norm=None))
+        assert algorithm.policy.net.chain is not None
+        if not by_hand:
+            algorithm.policy.net.chain = None
+        algorithm.replay.sample = lambda *_: rows  # type: ignore[method-assign]
+        found.append((algorithm._step(), algorithm._online.gradient))
+    (one, gradient), (other, expected) = found
+    assert expected.norm() > 0.1
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------- probes

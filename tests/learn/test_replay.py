@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ def test_dtypes_and_copies() -> None:
     assert sample.action.dtype == sample.index.dtype == torch.int64
     assert sample.reward.dtype == sample.discount.dtype == sample.weight.dtype == torch.float32
     assert sample.observation.max() > 0
+
+
+def test_a_copy_of_a_memory_goes_on_by_itself() -> None:
+    replay = Replay(Memory(capacity=60, min_size=1, n_steps=3), gamma=GAMMA)
+    replay.add(made(4, 3))
+    twin = copy.deepcopy(replay)
+    for first in (4, 12):
+        replay.add(made(8, 3, first=first))
+        twin.add(made(8, 3, first=first))
+    one, other = (every_row(each, torch.Generator().manual_seed(0)) for each in (replay, twin))
+    assert one == other
+    assert max(t for t, _ in one) == 19
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -21,6 +21,7 @@ from longrein.learn import losses
 from longrein.learn.batch import Batch
 from longrein.learn.bounded import SquashedGaussian, bounded_form
 from longrein.learn.distributions import action_form
+from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble, Renorm
 from longrein.learn.inputs import Inputs
 from longrein.learn.optimizers import set_lr
@@ -178,8 +179,8 @@ class CrossQ:
             self._policy_parameters.append(self.log_alpha)
         lr, critic_lr = self._rates()
         betas = (config.adam_beta1, 0.999)
-        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), lr=lr, betas=betas, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=critic_lr, betas=betas, fused=True)
+        self.policy_optimizer = Adam(self.policy.parameters(), lr=lr, betas=betas, fused=True)
+        self.critic_optimizer = Adam(self.critics.parameters(), lr=critic_lr, betas=betas, fused=True)
         if config.alpha is None:
             self.policy_optimizer.add_param_group({"params": [self.log_alpha], "betas": (0.9, 0.999)})
 

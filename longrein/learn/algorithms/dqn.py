@@ -19,6 +19,7 @@ from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.action_values import ActionValues, Head, ValuePolicy
 from longrein.learn.batch import Batch
+from longrein.learn.eager import Adam
 from longrein.learn.exploration import allowed
 from longrein.learn.noisy import KINDS, resample
 from longrein.learn.optimizers import FlatParameters
@@ -155,7 +156,7 @@ class DQN:
         self._online, self._followed = (FlatParameters(net.parameters()) for net in (self.policy.net, self.target))
         self.target.requires_grad_(False)
         # 1.5e-4, as Rainbow has it: with 1e-8 a weight whose gradient is nearly 0 would still take whole steps.
-        self.optimizer = torch.optim.Adam([self._online.whole], lr=value_at(config.lr, 0), eps=1.5e-4, fused=True)
+        self.optimizer = Adam([self._online.whole], lr=value_at(config.lr, 0), eps=1.5e-4, fused=True)
 
     @property
     def rollout_steps(self) -> int:
@@ -217,11 +218,16 @@ class DQN:
         self._renew(self.policy.net)
         seen, _ = self.policy.inputs.split(sample.observation)
         output, passes = self.policy.net.apart(seen)
-        said = _of_action(output, sample.action)
-        error, td_error = self._error(said, target)
-        loss = (sample.weight * error).mean()
+        by_hand = len(passes) == 1 and config.distribution == "none"
+        with torch.set_grad_enabled(not by_hand):
+            said = _of_action(output, sample.action)
+            error, td_error = self._error(said, target)
+            loss = (sample.weight * error).mean()
         self._online.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        if by_hand:
+            passes[0].output.grad = self._slope(passes[0].output, sample, td_error)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         for one in passes:
             one.back()
         if config.max_grad_value is not None:
@@ -264,6 +270,12 @@ class DQN:
         if self.config.loss == "huber":
             return losses.huber(td_error), td_error.detach()
         return 0.5 * td_error.square(), td_error.detach()
+
+    def _slope(self, q: Tensor, sample: Sample, td_error: Tensor) -> Tensor:
+        """The gradient [N, A] of the loss by the action values [N, A]: autograd would take as long as a pass back."""
+        slope = td_error.clamp(-1.0, 1.0) if self.config.loss == "huber" else td_error
+        slope = slope * sample.weight / -len(slope)
+        return torch.zeros_like(q).scatter_(1, sample.action.unsqueeze(1), slope.unsqueeze(1))
 
     def _renew(self, net: ActionValues) -> None:
         """Other noise for the next pass."""

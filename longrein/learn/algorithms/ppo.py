@@ -23,6 +23,7 @@ from longrein.learn import losses, policy_value
 from longrein.learn.batch import Batch
 from longrein.learn.chain import Pass
 from longrein.learn.distributions import ActionForm, Distribution, action_form
+from longrein.learn.eager import Adam
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import observation_size
 from longrein.learn.normalise import ObservationNormaliser, RewardScale
@@ -178,7 +179,7 @@ class PPO:
         self.reward_scale = RewardScale(config.gamma, config.normal_clip) if config.scale_reward else None
         # 1e-5, not 1e-8: what PPO's authors run; it bounds the step where a gradient is nearly 0.
         self.parameters = FlatParameters(self.policy.parameters())
-        self.optimizer = torch.optim.Adam([self.parameters.whole], lr=value_at(config.lr, 0), eps=1e-5, fused=True)
+        self.optimizer = Adam([self.parameters.whole], lr=value_at(config.lr, 0), eps=1e-5, fused=True)
         self.env_steps = 0  # valid rows seen
         self.updates = 0  # optimizer steps taken
 

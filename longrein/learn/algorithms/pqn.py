@@ -20,6 +20,7 @@ from longrein.learn import losses
 from longrein.learn.action_values import FITTED, Head, Taken, ValuePolicy, fit
 from longrein.learn.batch import Batch
 from longrein.learn.exploration import allowed
+from longrein.learn.optimizers import make_optimizer
 from longrein.learn.returns import lambda_returns
 from longrein.learn.schedules import Linear, Schedule, value_at
 from longrein.learn.torsos import Net
@@ -81,7 +82,7 @@ class PQN:
             observation_space, action_space, config.net, Head(), exploration=epsilon, generator=self.generator
         )
         self.target = copy.deepcopy(self.policy.net).requires_grad_(False) if config.target_every else None
-        self.optimizer = torch.optim.RAdam(self.policy.net.parameters(), lr=value_at(config.lr, 0), foreach=True)
+        self.optimizer = make_optimizer("radam", self.policy.net.parameters(), value_at(config.lr, 0))
         self.env_steps = 0  # valid rows seen
         self.updates = 0  # gradient steps made
 

@@ -23,6 +23,7 @@ from longrein.learn import losses
 from longrein.learn.batch import Batch
 from longrein.learn.bounded import BoundedForm, SquashedGaussian, bounded_form
 from longrein.learn.distributions import RULED_OUT, Categorical, action_form
+from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import orthogonal
@@ -175,8 +176,8 @@ class SAC:
         self._critic_parameters: list[Tensor] = list(self.critics.parameters())
         self._target_parameters: list[Tensor] = list(self.targets.parameters())
         lr, critic_lr = self._rates()
-        self.policy_optimizer = torch.optim.Adam(self._policy_parameters, lr=lr, fused=True)  # and the temperature's
-        self.critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=critic_lr, fused=True)
+        self.policy_optimizer = Adam(self._policy_parameters, lr=lr, fused=True)  # and the temperature's
+        self.critic_optimizer = Adam(self._critic_parameters, lr=critic_lr, fused=True)
 
     @property
     def rollout_steps(self) -> int:

@@ -17,6 +17,7 @@ from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.action_values import FITTED, Head, Taken, ValuePolicy, fit
 from longrein.learn.batch import Batch
+from longrein.learn.eager import Adam
 from longrein.learn.exploration import boltzmann_probs, epsilon_greedy_probs
 from longrein.learn.returns import bounded_returns, continues
 from longrein.learn.schedules import Linear, Schedule, value_at
@@ -88,7 +89,7 @@ class SARSA:
             softmax=config.exploration == "boltzmann",
             generator=self.generator,
         )
-        self.optimizer = torch.optim.Adam(self.policy.net.parameters(), lr=value_at(config.lr, 0), fused=True)
+        self.optimizer = Adam(self.policy.net.parameters(), lr=value_at(config.lr, 0), fused=True)
         self.env_steps = 0  # valid rows seen
         self.updates = 0  # gradient steps made
 

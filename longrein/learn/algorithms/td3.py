@@ -21,6 +21,7 @@ from longrein.learn import losses
 from longrein.learn.batch import Batch
 from longrein.learn.bounded import bounded_form
 from longrein.learn.distributions import action_form
+from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import orthogonal
@@ -155,8 +156,8 @@ class TD3:
         self._critic_parameters: list[Tensor] = list(self.critics.parameters())
         self._target_parameters: list[Tensor] = [*self.target_policy.parameters(), *self.target_critics.parameters()]
         lr, critic_lr = self._rates()
-        self.policy_optimizer = torch.optim.Adam(self._policy_parameters, lr=lr, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=critic_lr, fused=True)
+        self.policy_optimizer = Adam(self._policy_parameters, lr=lr, fused=True)
+        self.critic_optimizer = Adam(self._critic_parameters, lr=critic_lr, fused=True)
 
     @property
     def rollout_steps(self) -> int:
