@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from longrein.lab import benchmark, benchmark_results
+from longrein.lab import benchmark, benchmark_results, modes
 from longrein.lab.benchmark_results import Row, number
 from longrein.lab.session import Progress as SessionProgress
 
@@ -127,11 +127,12 @@ def main(
             raise typer.BadParameter(f"{name} is none of {', '.join(anchors)}", param_hint="--only")
     whole = True
     if not draw:
-        for name in only or anchors:
-            whole = run(name, anchors[name], processes)
-            if not whole:
-                print(f"{name}: not all of its sessions have ended; start this again to go on", file=sys.stderr)
-                break
+        with modes.ending_like_ctrl_c():
+            for name in only or anchors:
+                whole = run(name, anchors[name], processes)
+                if not whole:
+                    print(f"{name}: not all of its sessions have ended; start this again to go on", file=sys.stderr)
+                    break
     PAGE.write_text("\n".join([ABOUT, *(line for name in anchors for line in section(name, anchors[name])), ""]))
     print(PAGE)
     raise typer.Exit(0 if whole else 1)

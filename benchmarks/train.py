@@ -36,8 +36,12 @@ PPO = {"algorithm": "ppo", "env": "CartPole-v1", "hidden": [64, 64], "activation
        "lambda_": 0.95, "lr": 3e-4, "rollout_steps": 128, "epochs": 4}  # fmt: skip
 NATIVE, UNSHARED = "longrein, native environments", "longrein, two torsos"
 CASES: dict[str, dict[str, Any]] = {
-    "PPO, CartPole, 8 environments": PPO | {"num_envs": 8, "minibatch_size": 256, "env_steps": 40_960},
-    "PPO, CartPole, 64 environments": PPO | {"num_envs": 64, "minibatch_size": 2048, "env_steps": 131_072},
+    "PPO, CartPole, 8 environments": PPO | {
+        "num_envs": 8, "minibatch_size": 256, "env_steps": 40_960, "also": {NATIVE: {"native": True}},
+    },
+    "PPO, CartPole, 64 environments": PPO | {
+        "num_envs": 64, "minibatch_size": 2048, "env_steps": 131_072, "also": {NATIVE: {"native": True}},
+    },
     "PPO, Pong frames, 8 environments": PPO | {
         "env": "Pong frames", "hidden": [512], "activation": "relu", "lr": 2.5e-4, "shared": True, "num_envs": 8,
         "minibatch_size": 256, "env_steps": 2_048, "also": {NATIVE: {"native": True}, UNSHARED: {"shared": False}},

@@ -16,13 +16,15 @@ from longrein.learn import algorithms
 from longrein.learn.rollout import Rollout
 from longrein.learn.schedules import Linear
 
+NATIVE: dict[str, tuple[str, dict[str, Any]]] = {"Pong frames": ("atari:pong", {"sticky": 0.0, "threads": 1})}
 SHARED = ("gamma", "lr", "lambda_", "minibatch_size", "epochs", "rollout_steps")
 
 
 def environments(case: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
     """The case's, one by one; or, where it is `native`, as longrein itself makes them."""
     if case.get("native"):
-        return make_envs("atari:pong", case["num_envs"], {"sticky": 0.0, "threads": 1})
+        name, options = NATIVE.get(case["env"], (case["env"], {"vectorization": "native"}))
+        return make_envs(name, case["num_envs"], options)
     make = lambda: environment.make(case["env"])  # noqa: E731
     return SyncVectorEnv([make] * case["num_envs"], autoreset_mode=AutoresetMode.SAME_STEP)
 
