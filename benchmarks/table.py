@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from longrein.lab import benchmark, benchmark_results, modes
+from longrein.lab import benchmark, benchmark_results, modes, report
 from longrein.lab.benchmark_results import Row, number
 from longrein.lab.session import Progress as SessionProgress
 
@@ -83,11 +83,12 @@ def run(name: str, about: Mapping[str, Any], processes: int) -> bool:
 
 
 def section(name: str, about: Mapping[str, Any]) -> list[str]:
-    """The table of one task, and its curves."""
+    """The table of one task and its curves, which are drawn from its data files again."""
     folder = DATA / f"{benchmark_results.slug(name)}_benchmark"
     lines = ["", f"## {about['title']}", "", *([about["note"], ""] if "note" in about else [])]
     if not (folder / "benchmark.json").exists():
         return [*lines, f"Not run yet: `python benchmarks/table.py --only {name}`."]
+    report.write(folder)
     found: dict[str, Row] = {}
     for row in benchmark_results.rows(benchmark_results.read(folder)):
         found |= {row.spec: row, f"{row.spec} in {row.env}": row}
