@@ -181,6 +181,8 @@ def draw(found: dict[str, dict[str, list[Run]]]) -> None:
     sheet = figure(len(told))
     for axes, (name, by) in zip(sheet.panels, told.items(), strict=False):
         for who, runs in by.items():
+            if who not in CONTESTANTS:  # longrein in other ways, which learns the same
+                continue
             values = np.array([[value for _, value in run["curve"]] for run in runs], float)  # None becomes NaN
             some = ~np.isnan(values).any(0)
             steps = np.array([at for at, _ in runs[0]["curve"]])[some]
