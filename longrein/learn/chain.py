@@ -55,8 +55,9 @@ class Chain:
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
         """The output [N, P], without gradient."""
-        seen = inputs.numpy()
-        return torch.from_numpy(self.of_few(seen)) if self.few(seen) else self._forward(inputs)[-1]
+        if type(inputs) is not Tensor or not self.few(inputs):  # what torch.export looks with NumPy cannot read
+            return self._forward(inputs)[-1]
+        return torch.from_numpy(self.of_few(inputs.numpy()))
 
     def there(self, inputs: Tensor) -> Pass:
         """The output as a leaf, from which a loss can be made; `Pass.back` then takes its gradient to the weights."""
@@ -64,7 +65,7 @@ class Chain:
             *kept, output = self._forward(inputs)
         return Pass(self, kept, output.requires_grad_())
 
-    def few(self, inputs: NDArray[Any]) -> bool:
+    def few(self, inputs: NDArray[Any] | Tensor) -> bool:
         """Whether these rows are so few, and the layers so small, that NumPy is the faster."""
         return self._largest <= _LARGEST_WEIGHT and len(inputs) * self._largest <= _MOST_WORK
 
