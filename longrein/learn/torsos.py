@@ -158,7 +158,7 @@ def _eye(space: gymnasium.Space[Any], net: Net, generator: torch.Generator | Non
     if isinstance(space, Dict | Tuple) and net.image != "flat":
         return _parts(space, net, generator)
     if net.image == "minatar" and isinstance(space, Box) and len(space.shape) == 3:
-        return _grid(space.shape, net, generator)
+        return _image(space.shape, net, generator, white=1.0)  # stored as it is: MinAtar's cells are 0 and 1
     return Flat(), observation_size(space)
 
 
@@ -173,80 +173,51 @@ class Flat(nn.Module):
 class Parts(nn.Module):
     """A flat row [N, size] cut into the parts of a Dict or Tuple: images are seen, the rest passes."""
 
-    def __init__(self, eyes: list[nn.Module], sizes: list[int], shapes: list[tuple[int, ...]]) -> None:
+    def __init__(self, eyes: list[nn.Module], sizes: list[int]) -> None:
         super().__init__()
         self.eyes = nn.ModuleList(eyes)
         self._sizes = sizes
-        self._shapes = shapes
 
     def forward(self, row: Tensor) -> Tensor:
         """[N, size] -> [N, F]."""
         parts = torch.split(row, self._sizes, 1)
-        seen = [
-            eye(part.reshape(len(part), *shape))
-            for eye, part, shape in zip(self.eyes, parts, self._shapes, strict=True)
-        ]
-        return torch.cat(seen, 1)
+        return torch.cat([eye(part) for eye, part in zip(self.eyes, parts, strict=True)], 1)
 
 
 def _parts(space: Dict | Tuple, net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
     members = list(space.spaces.values()) if isinstance(space, Dict) else list(space.spaces)
-    eyes, sizes, shapes, total = [], [], [], 0
+    eyes, total = [], 0
     for member in members:
         eye, features = _eye(member, net, generator)
         eyes.append(eye)
-        sizes.append(observation_size(member))
-        shapes.append(tuple(member.shape or ()) if is_image(member) else (sizes[-1],))
         total += features
-    return Parts(eyes, sizes, shapes), total
+    return Parts(eyes, [observation_size(member) for member in members]), total
 
 
 # ---------------------------------------------------------------------------------------------------------- images
 
 
 class Image(nn.Module):
-    """uint8 images [N, H, W, C] or [N, C, H, W] -> features [N, F], by convolutions over values from 0 to 1."""
+    """Images, as they are or as flat rows -> features [N, F], by convolutions over values from 0 to 1."""
 
-    def __init__(self, convolutions: nn.Module, channels_last: bool) -> None:
-        super().__init__()
-        self.convolutions = convolutions
-        self._last = channels_last
-
-    def forward(self, image: Tensor) -> Tensor:
-        """uint8, or float from 0 to 255."""
-        scaled = image.float() / 255.0
-        features: Tensor = self.convolutions(scaled.permute(0, 3, 1, 2) if self._last else scaled)
-        return features.flatten(1)
-
-
-class Grid(nn.Module):
-    """Images that are encoded as flat rows [N, H x W x C], or [N, C x H x W] -> features [N, F], by convolutions."""
-
-    def __init__(self, convolutions: nn.Module, shape: tuple[int, ...], channels_last: bool) -> None:
+    def __init__(self, convolutions: nn.Module, shape: tuple[int, ...], channels_last: bool, white: float) -> None:
+        """shape: [H, W, C] or [C, H, W]. white: the value that is seen as 1."""
         super().__init__()
         self.convolutions = convolutions
         self._shape = shape
         self._last = channels_last
+        self._white = white
 
-    def forward(self, row: Tensor) -> Tensor:
-        """[N, size], as the environment has its numbers."""
-        image = row.reshape(len(row), *self._shape).float()
-        features: Tensor = self.convolutions(image.permute(0, 3, 1, 2) if self._last else image)
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, *shape], or a flat row for each [N, size]; any type of numbers."""
+        scaled = image.reshape(len(image), *self._shape).float() / self._white
+        features: Tensor = self.convolutions(scaled.permute(0, 3, 1, 2) if self._last else scaled)
         return features.flatten(1)
 
 
-def _image(shape: tuple[int, ...], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
-    seen, size, last = _convolutions(shape, net, generator)
-    return Image(seen, last), size
-
-
-def _grid(shape: tuple[int, ...], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
-    seen, size, last = _convolutions(shape, net, generator)
-    return Grid(seen, shape, last), size
-
-
-def _convolutions(shape: tuple[int, ...], net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int, bool]:
-    """The convolutions for images of a shape, how many features they give, and whether channels are last."""
+def _image(
+    shape: tuple[int, ...], net: Net, generator: torch.Generator | None, white: float = 255.0
+) -> tuple[nn.Module, int]:
     last = shape[2] < shape[0]  # channels are few: 84x84x4 has them last, a stack 4x84x84 first
     channels, height, width = (shape[2], shape[0], shape[1]) if last else shape
     if net.image == "minatar":
@@ -261,7 +232,7 @@ def _convolutions(shape: tuple[int, ...], net: Net, generator: torch.Generator |
         size = 0
     if size == 0:
         raise SpecError("net.image", f"an image of {height}x{width} is too small for {net.image}", hint="image: flat")
-    return seen, size, last
+    return Image(seen, shape, last, white), size
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int, padding: int = 0, *,
