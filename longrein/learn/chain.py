@@ -10,6 +10,7 @@ operation. A Chain looks through the modules to the weights, which stay theirs. 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -94,6 +95,13 @@ class Chain:
                 x = x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0) if self.tanh else x.relu_()
             kept.append(x)
         return kept
+
+
+def backward(loss: Tensor, passes: Iterable[Pass]) -> None:
+    """Set the gradients of a loss by all weights under it: by autograd, and from the passes it stands on by hand."""
+    loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+    for one in passes:
+        one.back()
 
 
 @dataclass(frozen=True, slots=True)

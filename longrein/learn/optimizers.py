@@ -176,6 +176,18 @@ class RMSpropTF(Eager, torch.optim.Optimizer):
                     self.state[p]["velocity"] = torch.zeros_like(p)
 
 
+def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers [P] as views in the forms of parameters, one after the other."""
+    pieces = torch.split(flat, [p.numel() for p in parameters])
+    return [piece.view_as(p) for p, piece in zip(parameters, pieces, strict=True)]
+
+
+def look_at(parameters: Sequence[Tensor], flat: Tensor) -> None:
+    """Make parameters views of these numbers [P]."""
+    for p, piece in zip(parameters, views(flat, parameters), strict=True):
+        p.data = piece
+
+
 class FlatParameters:
     """Parameters, and their gradients, as views of one tensor each: an optimizer's step is then one operation.
 
@@ -188,11 +200,9 @@ class FlatParameters:
         params = [p for p in params if p.requires_grad]
         self.whole = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]))
         self.gradient = self.whole.grad = torch.zeros_like(self.whole)
-        at = 0
-        for p in params:
-            p.data = self.whole.data[at : at + p.numel()].view_as(p)
-            p.grad = self.gradient[at : at + p.numel()].view_as(p)
-            at += p.numel()
+        look_at(params, self.whole.data)
+        for p, gradient in zip(params, views(self.gradient, params), strict=True):
+            p.grad = gradient
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -11,7 +11,7 @@ Knows weights, statistics and counts, no update rule. Which process or thread ru
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from longrein.errors import SpecError
 from longrein.learn.batch import Batch
-from longrein.learn.optimizers import FlatParameters, make_optimizer, state_tensors
+from longrein.learn.optimizers import FlatParameters, make_optimizer, state_tensors, views
 from longrein.learn.schedules import value_at
 
 MAX_WORKERS = 1024
@@ -210,20 +210,12 @@ class SharingWorker:
     def _named(self, policy: nn.Module, flat: Tensor) -> dict[str, Tensor]:
         """A policy's state with these numbers [P] as its weights."""
         learnt = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        pieces = torch.split(flat.clone(), [p.numel() for p in learnt.values()])
-        weights = {name: piece.view_as(p) for (name, p), piece in zip(learnt.items(), pieces, strict=True)}
-        return dict(policy.state_dict()) | weights
+        return dict(policy.state_dict()) | dict(zip(learnt, views(flat.clone(), list(learnt.values())), strict=True))
 
 
 def optimizer_of(config: Any, weights: Tensor) -> torch.optim.Optimizer:
     """Of these weights, as a Config's `optimizer`, `lr` and `optimizer_settings` say."""
     return make_optimizer(config.optimizer, [weights], value_at(config.lr, 0), **config.optimizer_settings)
-
-
-def look_at(parameters: Sequence[Tensor], flat: Tensor) -> None:
-    """Make parameters views of these numbers [P], one after the other."""
-    for p, piece in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
-        p.data = piece.view_as(p)
 
 
 def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from longrein.learn import losses
 from longrein.learn.actor_critic import ACTION_SPACES, ActorCriticPolicy
 from longrein.learn.algorithms import config_from
 from longrein.learn.batch import Batch
-from longrein.learn.chain import Pass
+from longrein.learn.chain import Pass, backward
 from longrein.learn.episodes import EpisodeStore
 from longrein.learn.imitation import Imitator, SelfImitation
 from longrein.learn.natural import Natural, NaturalGradient, networks, section
@@ -240,9 +240,7 @@ class A2C:
         if self.natural is not None:
             return self.natural.step(loss)
         self._flat.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        for one in passes:
-            one.back()
+        backward(loss, passes)
         norm = self._flat.clip_(self.config.max_grad_norm)
         self.optimizer.step()
         return norm

@@ -26,7 +26,7 @@ from longrein.learn.algorithms.acer_policies import Choices, Continuous, Correct
 from longrein.learn.batch import Batch
 from longrein.learn.fragments import Fragments, replays, scaled, without_invalid
 from longrein.learn.natural import Natural, NaturalGradient, section
-from longrein.learn.optimizers import FlatParameters, set_lr
+from longrein.learn.optimizers import FlatParameters, look_at, set_lr
 from longrein.learn.replay import Memory, SequenceReplay
 from longrein.learn.schedules import Schedule, value_at
 from longrein.learn.shared_weights import (
@@ -35,7 +35,6 @@ from longrein.learn.shared_weights import (
     SharingWorker,
     begin,
     check_statistics,
-    look_at,
     optimizer_of,
     statistics_of,
     use_statistics,

@@ -25,7 +25,7 @@ from longrein.learn import losses
 from longrein.learn.action_values import Head, ValuePolicy
 from longrein.learn.actor_critic import successor_values
 from longrein.learn.batch import Batch
-from longrein.learn.optimizers import FlatParameters, set_lr
+from longrein.learn.optimizers import FlatParameters, look_at, set_lr
 from longrein.learn.returns import n_step_returns
 from longrein.learn.schedules import Linear, Schedule, value_at
 from longrein.learn.shared_weights import (
@@ -33,7 +33,6 @@ from longrein.learn.shared_weights import (
     SharingWorker,
     check_statistics,
     cloned,
-    look_at,
 )
 from longrein.learn.torsos import Net
 

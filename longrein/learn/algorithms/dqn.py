@@ -19,6 +19,7 @@ from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.action_values import ActionValues, Head, ValuePolicy
 from longrein.learn.batch import Batch
+from longrein.learn.chain import backward
 from longrein.learn.eager import Adam
 from longrein.learn.exploration import allowed
 from longrein.learn.noisy import KINDS, resample
@@ -226,10 +227,9 @@ class DQN:
         self._online.zero_grad()
         if by_hand:
             passes[0].output.grad = self._slope(passes[0].output, sample, td_error)
+            passes[0].back()
         else:
-            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        for one in passes:
-            one.back()
+            backward(loss, passes)
         if config.max_grad_value is not None:
             self._online.gradient.clamp_(-config.max_grad_value, config.max_grad_value)
         norm = self._online.clip_(float("inf") if config.max_grad_norm is None else config.max_grad_norm)

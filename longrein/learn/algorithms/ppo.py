@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longrein.errors import SpecError
 from longrein.learn import losses, policy_value
 from longrein.learn.batch import Batch
-from longrein.learn.chain import Pass
+from longrein.learn.chain import Pass, backward
 from longrein.learn.distributions import ActionForm, Distribution, action_form
 from longrein.learn.eager import Adam
 from longrein.learn.inputs import Inputs
@@ -342,9 +342,7 @@ class PPO:
         if entropy_weight != 0:
             loss = loss - entropy_weight * entropy
         self.parameters.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        for one in passes:
-            one.back()
+        backward(loss, passes)
         norm = self.parameters.clip_(self.config.max_grad_norm)
         self.optimizer.step()
         self.updates += 1
