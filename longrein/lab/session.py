@@ -219,9 +219,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
         nonlocal heard
         if time.monotonic() - heard > 1.0:
             raise KeyboardInterrupt
-        if not stop.is_set():
-            stop.set()
-            heard = time.monotonic()
+        heard = min(heard, time.monotonic())
+        stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
