@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from numpy.typing import NDArray
 
+from longrein.lab import plots
 from longrein.lab.plots import color
 
 __all__ = ["Sheet", "color", "figure", "lines", "logarithmic", "save"]
@@ -30,16 +30,12 @@ def figure(count: int, wide: int = 3) -> Sheet:
     """An empty sheet with so many panels."""
     wide = min(wide, count)
     high = -(-count // wide)
-    whole = Figure(figsize=(max(4.6 * wide, 7.5), 3.4 * high + 0.4), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(whole)
+    whole = plots.new_figure(max(4.6 * wide, 7.5), 3.4 * high + 0.4)
     panels = list(whole.subplots(high, wide, squeeze=False).flat)
     for axes in panels[count:]:
         axes.set_visible(False)
     for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#E5E7EB", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=9)
+        plots.tidy(axes)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return Sheet(whole, panels[:count])
 
@@ -72,5 +68,4 @@ def save(sheet: Sheet, path: Path, handles: dict[str, Any]) -> None:
     sheet.figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9, frameon=False
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.figure.savefig(path)
+    plots.save(sheet.figure, path)

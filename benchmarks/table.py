@@ -18,12 +18,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from longrein.lab import benchmark, benchmark_results, modes, report
 from longrein.lab.benchmark_results import Row, number
-from longrein.lab.session import Progress as SessionProgress
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -67,28 +64,17 @@ def served(about: Mapping[str, Any]) -> Iterator[None]:
 
 def run(name: str, about: Mapping[str, Any], processes: int) -> bool:
     """The missing sessions of one task; False when it was interrupted, or one died."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[says]}"))
-    with Progress(*columns, console=console, transient=True) as progress, served(about):
-        tasks: dict[str, TaskID] = {}
-
-        def tell(label: str, at: SessionProgress) -> None:
-            if label not in tasks:
-                tasks[label] = progress.add_task(label, total=None, says="")
-            progress.update(tasks[label], says=f"{at.env_steps:,} env steps, mean return {at.mean_return:.1f}")
-
+    with served(about):
         wanted = benchmark.load(SPECS / f"{about.get('file', name)}.yaml", name)
-        outcome = benchmark.run(wanted, DATA, processes=about.get("processes", processes), on_progress=tell)
-    return outcome.missing == 0
+        return modes.run_benchmark(wanted, DATA, about.get("processes", processes)) == 0
 
 
 def section(name: str, about: Mapping[str, Any]) -> list[str]:
-    """The table of one task and its curves, which are drawn from its data files again."""
+    """The table of one task, and its curves."""
     folder = DATA / f"{benchmark_results.slug(name)}_benchmark"
     lines = ["", f"## {about['title']}", "", *([about["note"], ""] if "note" in about else [])]
     if not (folder / "benchmark.json").exists():
         return [*lines, f"Not run yet: `python benchmarks/table.py --only {name}`."]
-    report.write(folder)
     found: dict[str, Row] = {}
     for row in benchmark_results.rows(benchmark_results.read(folder)):
         found |= {row.spec: row, f"{row.spec} in {row.env}": row}
@@ -118,7 +104,7 @@ def cells(row: Row | None, metric: str, anchor: Mapping[str, Any]) -> tuple[str,
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Only these tasks.")] = None,
-    draw: Annotated[bool, typer.Option(help="Write the page alone, run nothing.")] = False,
+    draw: Annotated[bool, typer.Option(help="Draw and write from what is there, run nothing.")] = False,
     processes: Annotated[int, typer.Option(help="Sessions side by side.")] = 2,
 ) -> None:
     """Run what is missing, and write the page."""
@@ -127,13 +113,15 @@ def main(
         if name not in anchors:
             raise typer.BadParameter(f"{name} is none of {', '.join(anchors)}", param_hint="--only")
     whole = True
-    if not draw:
-        with modes.ending_like_ctrl_c():
-            for name in only or anchors:
-                whole = run(name, anchors[name], processes)
-                if not whole:
-                    print(f"{name}: not all of its sessions have ended; start this again to go on", file=sys.stderr)
-                    break
+    if draw:
+        for made in DATA.glob("*_benchmark"):
+            report.write(made)
+    else:
+        for name in only or anchors:
+            whole = run(name, anchors[name], processes)
+            if not whole:
+                print(f"{name}: not all of its sessions have ended; start this again to go on", file=sys.stderr)
+                break
     PAGE.write_text("\n".join([ABOUT, *(line for name in anchors for line in section(name, anchors[name])), ""]))
     print(PAGE)
     raise typer.Exit(0 if whole else 1)

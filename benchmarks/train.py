@@ -160,7 +160,7 @@ def table(found: dict[str, dict[str, list[Run]]]) -> Table:
         for who, runs in by.items():
             faster, smaller = rate(by["longrein"]) / rate(runs), megabytes(by["longrein"]) / megabytes(runs)
             aim = target_of(who, CASES[name])
-            other = who not in ("longrein", NATIVE, UNSHARED)
+            other = who in CONTESTANTS[1:]
             ends = [run["curve"][-1][1] for run in runs if run["curve"][-1][1] is not None]
             shown.add_row(
                 name, who, f"{rate(runs):,.0f}",

@@ -1,4 +1,4 @@
-"""The environment of a case, the same for all contestants: one Gymnasium environment. Knows no learning package."""
+"""The environment of a case, the same for all contestants: Gymnasium environments. Knows no learning package."""
 
 from __future__ import annotations
 
@@ -40,3 +40,10 @@ class Pong(gymnasium.Env[Any, Any]):
 def make(name: str) -> gymnasium.Env[Any, Any]:
     """The environment that a case names."""
     return Pong() if name == PONG else gymnasium.make(name)
+
+
+def make_vec(name: str, num_envs: int) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    """So many of it, one by one, each begun anew within the step that ended it."""
+    from gymnasium.vector import AutoresetMode, SyncVectorEnv  # which an older Gymnasium beside another package has not
+
+    return SyncVectorEnv([lambda: make(name)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)

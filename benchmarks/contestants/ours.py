@@ -8,7 +8,7 @@ from typing import Any
 
 import environment
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from stopwatch import Stopwatch
 
 from longrein.lab.actor import Actor, make_envs
@@ -25,8 +25,7 @@ def environments(case: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
     if case.get("native"):
         name, options = NATIVE.get(case["env"], (case["env"], {"vectorization": "native"}))
         return make_envs(name, case["num_envs"], options)
-    make = lambda: environment.make(case["env"])  # noqa: E731
-    return SyncVectorEnv([make] * case["num_envs"], autoreset_mode=AutoresetMode.SAME_STEP)
+    return environment.make_vec(case["env"], case["num_envs"])
 
 
 def settings_of(case: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import environment
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stopwatch import megabytes_now, microseconds
 
 from longrein.lab.actor import Actor
@@ -23,9 +22,7 @@ def updates(case: dict[str, Any]) -> dict[str, float]:
     ppo = case["part"] == "ppo"
     net = {"hidden": [case["units"]] * 2, "activation": "tanh" if ppo else "relu"}
     own = {} if ppo else {"double": False, "memory": {"capacity": 50_000, "batch_size": 64, "min_size": 1_000}}
-    envs = SyncVectorEnv(
-        [lambda: environment.make("CartPole-v1")] * (8 if ppo else 1), autoreset_mode=AutoresetMode.SAME_STEP
-    )
+    envs = environment.make_vec("CartPole-v1", 8 if ppo else 1)
     config_class, build = algorithms.load(case["part"])
     config = algorithms.config_from(config_class, {"net": net} | own)
     algorithm = build(config, envs.single_observation_space, envs.single_action_space, 1)

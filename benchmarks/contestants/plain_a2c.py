@@ -9,7 +9,6 @@ from typing import Any
 import environment
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from plain_ppo import Separate
 from stopwatch import Stopwatch
 from torch import nn
@@ -21,8 +20,7 @@ def main(case: dict[str, Any]) -> None:
     torch.manual_seed(case["seed"])
     watch = Stopwatch(case["env_steps"], case["last"])
     count, steps, gamma = case["num_envs"], case["rollout_steps"], case["gamma"]
-    make = lambda: environment.make(case["env"])  # noqa: E731
-    envs = SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+    envs = environment.make_vec(case["env"], count)
     size, choices = envs.single_observation_space.shape[0], int(envs.single_action_space.n)  # type: ignore[index,attr-defined]
     net = Separate(size, case["hidden"], choices)
     parameters = list(net.parameters())

@@ -10,7 +10,6 @@ from typing import Any
 import environment
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stopwatch import Stopwatch
 from torch import Tensor, nn
 
@@ -63,8 +62,7 @@ def main(case: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(case["seed"])
     count, steps, watch = case["num_envs"], case["rollout_steps"], Stopwatch(case["env_steps"], case["last"])
-    make = lambda: environment.make(case["env"])  # noqa: E731
-    envs = SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+    envs = environment.make_vec(case["env"], count)
     shape, choices = envs.single_observation_space.shape, int(envs.single_action_space.n)  # type: ignore[attr-defined]
     frames = case["env"] == environment.PONG
     net = Frames(case["hidden"][0], choices) if frames else Separate(shape[0], case["hidden"], choices)

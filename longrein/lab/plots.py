@@ -58,7 +58,7 @@ def session_graph(path: Path, shown: SessionCurves) -> None:
 
     The file appears whole or not at all.
     """
-    figure = _figure(9, 6.4)
+    figure = new_figure(9, 6.4)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     _target(top, shown.target)
     for index, line in enumerate(shown.returns):
@@ -87,12 +87,12 @@ def session_graph(path: Path, shown: SessionCurves) -> None:
     _measure(twin, shown.exploration, GREEN)
     _steps_axis(bottom, shown.env_steps)
     _head(figure, top, shown.title, shown.facts)
-    _save(figure, path)
+    save(figure, path)
 
 
 def trial_graph(path: Path, shown: TrialCurves) -> None:
     """Write a PNG: the mean over sessions of the moving mean of training returns, within its lowest and highest."""
-    figure = _figure(9, 4.6)
+    figure = new_figure(9, 4.6)
     axes = figure.subplots()
     _target(axes, shown.target)
     for line in shown.sessions:
@@ -106,14 +106,14 @@ def trial_graph(path: Path, shown: TrialCurves) -> None:
     _legend(axes)
     _steps_axis(axes, max((band.env_steps[-1] for band in shown.bands), default=1.0))
     _head(figure, axes, shown.title, f"{len(shown.sessions)} training curves")
-    _save(figure, path)
+    save(figure, path)
 
 
 def benchmark_graph(path: Path, panels: Sequence[Panel]) -> None:
     """Write a PNG: a panel for each environment, a curve with its interval for each spec."""
     wide = min(len(panels), 3)
     high = -(-len(panels) // wide)
-    figure = _figure(max(6.0 * wide, 7.5), 3.9 * high + 0.4)
+    figure = new_figure(max(6.0 * wide, 7.5), 3.9 * high + 0.4)
     grid = figure.subplots(high, wide, squeeze=False)
     names = list(dict.fromkeys(band.label for panel in panels for band in panel.bands))
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -130,7 +130,7 @@ def benchmark_graph(path: Path, panels: Sequence[Panel]) -> None:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     shown = dict(zip(labels, handles, strict=True))
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def aggregate_graph(path: Path, rows: Sequence[Aggregate], names: Sequence[str]) -> None:
@@ -138,7 +138,7 @@ def aggregate_graph(path: Path, rows: Sequence[Aggregate], names: Sequence[str])
 
     names: of all specs, so that each has the colour of its curve.
     """
-    figure = _figure(7.5, 0.9 + 0.42 * max(len(rows), 2))
+    figure = new_figure(7.5, 0.9 + 0.42 * max(len(rows), 2))
     axes = figure.subplots()
     for index, row in enumerate(rows):
         place, paint = len(rows) - 1 - index, color(names.index(row.spec))
@@ -152,7 +152,7 @@ def aggregate_graph(path: Path, rows: Sequence[Aggregate], names: Sequence[str])
     axes.grid(axis="x", color="#E5E7EB", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def experiment_graph(path: Path, found: Experiment) -> None:
@@ -168,7 +168,7 @@ def experiment_graph(path: Path, found: Experiment) -> None:
     told = [name for name in slm2018 if len({row.parts.get(name) for row in found.rows if row.parts}) > 1]
     names = [metric, *(told or [name for name in others if "." not in name])[:5]]
     keys = list(found.space.drawn)
-    figure = _figure(max(3.4 * len(keys) + 1.0, 6.4), 2.1 * len(names) + 1.0)
+    figure = new_figure(max(3.4 * len(keys) + 1.0, 6.4), 2.1 * len(names) + 1.0)
     grid = figure.subplots(len(names), len(keys), squeeze=False, sharey="row", sharex="col")
     done = [row for row in found.rows if row.status == "finished" and row.fitness is not None]
     early = [row for row in found.rows if row.status == "stopped early" and row.fitness is not None]
@@ -192,7 +192,7 @@ def experiment_graph(path: Path, found: Experiment) -> None:
     if early:
         facts += f"; {len(early)} stopped early, crosses as far as they came"
     _head(figure, grid[0, 0], f"{found.name}: {found.title}", facts)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _place(found: Experiment, key: str, value: Any) -> float:
@@ -212,7 +212,8 @@ def _drawn_axis(axes: Axes, key: str, drawn: Drawn) -> None:
         axes.set_xlim(-0.5, len(drawn.values) - 0.5)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty one, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -222,7 +223,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write the PNG, whole or not at all."""
     beside = path.with_name(f".{path.stem}.{os.getpid()}.png")
     figure.savefig(beside)
     beside.replace(path)
@@ -257,15 +259,20 @@ def _measure(axes: Axes, lines: Sequence[Line], paint: str) -> None:
 
 
 def _steps_axis(axes: Axes, end: float) -> None:
-    axes.set_xlabel("env steps, all environments together", fontsize=9)
     from matplotlib.ticker import EngFormatter
 
+    axes.set_xlabel("env steps, all environments together", fontsize=9)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(0, max(end, 1))
 
 
 def _plain(axes: Axes, name: str) -> None:
     axes.set_ylabel(name)
+    tidy(axes)
+
+
+def tidy(axes: Axes) -> None:
+    """The look of all panels."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E5E7EB", linewidth=0.8)
     axes.set_axisbelow(True)
