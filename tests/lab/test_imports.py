@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 
 UNUSED = ("torch._dynamo", "torch._inductor", "sympy", "scipy", "pandas", "matplotlib", "plotly", "ray", "jinja2")
 TRAIN = """
+import json
 import sys
 import torch
 from longrein.lab.actor import Actor, make_envs
 from longrein.learn import algorithms
 from longrein.learn.rollout import Rollout
 
-name, settings = sys.argv[1], eval(sys.argv[2])
+name, settings = sys.argv[1], json.loads(sys.argv[2])
 envs = make_envs("Pendulum-v1" if name == "sac" else "CartPole-v1", 2, {})
 make, build = algorithms.load(name)
 config = algorithms.config_from(make, {"net": {"hidden": [8]}} | settings)
@@ -34,11 +36,11 @@ assert algorithm.updates > 0
 
 def left_over(code: str, *arguments: str) -> list[str]:
     """Which of UNUSED a fresh process has imported when it has run this."""
-    told = f"{code}\nimport sys\nprint([name for name in {UNUSED!r} if name in sys.modules])"
+    told = f"{code}\nimport json, sys\nprint(json.dumps([name for name in {UNUSED!r} if name in sys.modules]))"
     line = [sys.executable, "-c", told, *arguments]
     done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 0, done.stderr
-    found: list[str] = eval(done.stdout.splitlines()[-1])
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -52,7 +54,7 @@ def left_over(code: str, *arguments: str) -> list[str]:
     ],
 )
 def test_training_imports_neither_the_compiler_nor_what_draws(name: str, settings: dict[str, object]) -> None:
-    assert left_over(TRAIN, name, repr(settings)) == []
+    assert left_over(TRAIN, name, json.dumps(settings)) == []
 
 
 def test_what_runs_a_spec_imports_none_of_it_before_it_is_needed() -> None:
