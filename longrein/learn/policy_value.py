@@ -21,8 +21,8 @@ from longrein.learn.networks import orthogonal
 from longrein.learn.recurrent import Core, Sequences
 from longrein.learn.torsos import Net, made, make_torso, zeros
 
-ROWS_AT_ONCE = 2048
-"""Rows of one pass without gradient, at most: it bounds what the convolutions of a large rollout keep in memory."""
+ROWS_AT_ONCE, NUMBERS_AT_ONCE = 2048, 2_000_000
+"""Rows of one pass without gradient, and numbers in them, at most: convolutions keep some 20 bytes for each number."""
 
 
 class Stem(nn.Module):
@@ -271,4 +271,5 @@ def values(
 
 
 def _in_parts(network: PolicyValue | OwnModel, rows: Tensor) -> Tensor:
-    return torch.cat([network.value(part) for part in torch.split(rows, ROWS_AT_ONCE)])
+    at_once = max(min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // rows[0].numel()), 1)
+    return torch.cat([network.value(part) for part in torch.split(rows, at_once)])

@@ -6,7 +6,7 @@ where we differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -257,7 +257,7 @@ class PPO:
         )
         log_prob, weight, advantage, target = self._credit(batch, reward, value, next_value, memory)
         rows = Rows(inputs, mask, batch.action, log_prob, weight, value, advantage, target)
-        return (rows if memory is not None else rows.at(batch.valid)), memory
+        return (rows if memory is not None else rows.those(batch.valid)), memory
 
     def _credit(
         self, batch: Batch, reward: Tensor, value: Tensor, next_value: Tensor, memory: Memory | None
@@ -295,9 +295,9 @@ class PPO:
     def _minibatches(self, rows: Rows, memory: Memory | None) -> Iterator[tuple[Rows, Memory | None]]:
         """The rows of one epoch, shuffled, in pieces of equal size: a small last one would be mostly noise."""
         if memory is None:
-            rows = rows.at(torch.randperm(len(rows.value), generator=self.generator))
-            for piece in self._pieces(len(rows.value), len(rows.value)):
-                yield rows.at(piece), None
+            order = torch.randperm(len(rows.value), generator=self.generator)
+            for piece in self._pieces(len(order), len(order)):
+                yield rows.at(order[piece]), None
             return
         # A recurrent policy needs whole time lines: its minibatches are of environments, those with anything to learn.
         envs = memory.valid.any(0).nonzero().squeeze(1)
@@ -362,17 +362,24 @@ class Rows:
     advantage: Tensor
     target: Tensor
 
+    def those(self, valid: Tensor) -> Rows:
+        """Of rows [T, B, ...] the valid ones [N, ...]: without a copy where all of them are."""
+        return self._each(lambda rows: rows.flatten(0, 1)) if valid.all() else self.at(valid)
+
     def at(self, index: Any) -> Rows:
         """Those at a tensor's index, or at a tuple of them."""
+        return self._each(lambda rows: rows[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Rows:
         return Rows(
-            self.inputs[index],
-            None if self.mask is None else self.mask[index],
-            self.action[index],
-            self.log_prob[index],
-            None if self.weight is None else self.weight[index],
-            self.value[index],
-            self.advantage[index],
-            self.target[index],
+            change(self.inputs),
+            None if self.mask is None else change(self.mask),
+            change(self.action),
+            change(self.log_prob),
+            None if self.weight is None else change(self.weight),
+            change(self.value),
+            change(self.advantage),
+            change(self.target),
         )
 
 
