@@ -25,7 +25,7 @@ from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.distributions import RULED_OUT, Categorical, MultiCategorical, action_form
 from longrein.learn.inputs import Inputs
 from longrein.learn.rollout import Rollout
-from longrein.learn.torsos import Net, encode, make_torso
+from longrein.learn.torsos import Image, Net, encode, make_torso
 
 
 @pytest.fixture(autouse=True)
@@ -405,6 +405,21 @@ def test_a_small_grid_is_seen_by_a_convolution_whatever_its_type() -> None:
     assert row(torch.zeros(2, 7)).shape == (2, 8)
     with pytest.raises(SpecError, match="too small for minatar"):
         make_torso(Box(0, 1, (2, 2, 1), np.bool_), net)
+
+
+def test_an_image_is_the_same_with_its_channels_first_or_last_and_is_left_as_it_was() -> None:
+    first = np.random.default_rng(0).integers(0, 256, (3, 4, 40, 36), np.uint8)
+    seen = []
+    for pixels in (first, np.moveaxis(first, 1, -1)):
+        torso = make_torso(Box(0, 255, pixels.shape[1:], np.uint8), Net(hidden=(8,)), torch.Generator().manual_seed(0))
+        eye = next(part for part in torso.modules() if isinstance(part, Image))
+        seen.append(eye.convolutions(torch.as_tensor(first).float() / 255).flatten(1))
+        for given in (torch.as_tensor(pixels.copy()), torch.as_tensor(pixels.copy()).float().flatten(1)):
+            before = given.clone()
+            seen.append(eye(given))
+            assert torch.equal(given, before)
+    for other in seen[1:]:
+        torch.testing.assert_close(other, seen[0])
 
 
 def test_several_masked_choices_at_once() -> None:

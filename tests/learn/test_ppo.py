@@ -83,6 +83,24 @@ def test_an_epoch_takes_every_row_once() -> None:
     assert torch.equal(torch.cat(pieces).sort().values, rows.log_prob.sort().values)
 
 
+def test_rows_are_copied_only_where_some_are_not_valid() -> None:
+    (batch,) = probes.batches(probes.vector(probes.Imitate), build(rollout_steps=10), 1)
+    whole = build()._rows(batch)[0]
+    assert whole.inputs.data_ptr() == batch.observation.data_ptr()
+    batch.valid[3, 1] = False
+    some = build()._rows(batch)[0]
+    kept = torch.ones(80, dtype=torch.bool).index_fill_(0, torch.tensor(25), False)
+    assert torch.equal(some.inputs, whole.inputs[kept])
+    assert torch.equal(some.action, whole.action[kept])
+
+
+def test_values_in_parts_are_those_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    (batch,) = probes.batches(probes.vector(probes.Imitate), build(rollout_steps=10), 1)
+    whole = build()._rows(batch)[0].value
+    monkeypatch.setattr("longrein.learn.policy_value.NUMBERS_AT_ONCE", 7)
+    torch.testing.assert_close(build()._rows(batch)[0].value, whole)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_value_loss_moves_the_policy_only_through_a_shared_torso(shared: bool) -> None:
     (batch,) = probes.batches(probes.vector(probes.Imitate), build(rollout_steps=16), 1)
