@@ -28,5 +28,7 @@ class Views:
         # An optimizer changes weights where they lie; whoever shares or flattens them moves them.
         at = [tensor.data_ptr() for tensor in tensors]
         if at != self._at:
-            self._at, self._arrays = at, [tensor.detach().numpy() for tensor in tensors]
+            arrays = [tensor.detach().numpy() for tensor in tensors]
+            self._arrays, self._at = arrays, at  # in this order: another thread may look in between
+            return arrays
         return self._arrays

@@ -101,7 +101,7 @@ def quick_adam(optimizer: Adam, views: Views) -> None:
     (group,) = optimizer.param_groups
     (parameter,) = group["params"]
     state = optimizer.state[parameter]
-    if not state or group["weight_decay"] or group["amsgrad"] or group["maximize"]:
+    if not state or parameter.grad is None or group["weight_decay"] or group["amsgrad"] or group["maximize"]:
         optimizer.step()
         return
     value, gradient, mean, square, step = views.of(

@@ -40,6 +40,13 @@ def test_clipping_by_numpy_is_clipping(max_norm: float) -> None:
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+def test_the_norm_by_numpy_is_that_of_all_numbers() -> None:
+    flat = FlatParameters([nn.Parameter(torch.zeros(20_000))])
+    flat.gradient.fill_(0.5)
+    assert flat.quick_clip_(1.0) == pytest.approx(0.5 * math.sqrt(20_000))
+    assert flat.gradient.norm().item() == pytest.approx(1.0, rel=1e-4)
+
+
 def test_epsilon_is_inside_the_root() -> None:
     # g = 0.9 * 0 + 0.1 * 2^2 = 0.4; 1 - 0.5 * 2 / sqrt(0.4 + 0.1) = 1 - 1.41421; outside it would be 1 - 1.36557.
     parameter, average = torch.tensor([1.0]), torch.tensor([0.0])
