@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "A2C, CartPole, 8 environments": {
         "algorithm": "a2c", "env": "CartPole-v1", "hidden": [64, 64], "activation": "tanh", "gamma": 0.99,
         "lambda_": 1.0, "lr": 7e-4, "rollout_steps": 5, "num_envs": 8, "env_steps": 40_000,
+        "also": {NATIVE: {"native": True}},
     },
     "DQN, CartPole, an update of 64 each 4 steps": {
         "algorithm": "dqn", "env": "CartPole-v1", "hidden": [64, 64], "activation": "relu", "gamma": 0.99, "lr": 1e-3,

@@ -9,11 +9,15 @@ dicts are torch's own: a save of the one loads into the other. Hooks of steps ar
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from longrein.learn.arrays import Views
 
 
 class Eager:
@@ -62,24 +66,22 @@ class Adam(Eager, torch.optim.Adam):
         return loss
 
     def _step(self, group: dict[str, Any]) -> None:
-        params: list[Tensor] = []
-        gradients: list[Tensor] = []
-        means: list[Tensor] = []
-        squares: list[Tensor] = []
-        largest: list[Tensor] = []  # of the squares, with amsgrad
-        steps: list[Tensor] = []
-        init: Callable[..., bool] = self._init_group  # torch annotates it as its parent's
-        init(group, params, gradients, means, squares, largest, steps)
+        params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
+        if not all(self.state[p] for p in params):  # the first step
+            init: Callable[..., bool] = self._init_group  # torch annotates it as its parent's
+            init(group, [], [], [], [], [], [])
+        states = [self.state[p] for p in params]
+        steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         step = torch._fused_adamw_ if group.get("decoupled_weight_decay") else torch._fused_adam_
         step(
             params,
-            gradients,
-            means,
-            squares,
-            largest,
+            [p.grad for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
             steps,
             lr=group["lr"],
             beta1=group["betas"][0],
@@ -91,9 +93,38 @@ class Adam(Eager, torch.optim.Adam):
         )
 
 
+def quick_adam(optimizer: Adam, views: Views) -> None:
+    """`step` of an optimizer of one parameter with few numbers, by NumPy: torch takes as long to begin each operation.
+
+    views: the optimizer's own, to look at what it steps.
+    """
+    (group,) = optimizer.param_groups
+    (parameter,) = group["params"]
+    state = optimizer.state[parameter]
+    if not state or parameter.grad is None or group["weight_decay"] or group["amsgrad"] or group["maximize"]:
+        optimizer.step()
+        return
+    value, gradient, mean, square, step = views.of(
+        [parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]]
+    )
+    step += 1.0
+    (beta1, beta2), steps = group["betas"], float(step)
+    mean += (1.0 - beta1) * (gradient - mean)
+    square *= beta2
+    gradient = gradient * gradient
+    gradient *= 1.0 - beta2
+    square += gradient
+    root = np.sqrt(square)
+    root /= math.sqrt(1.0 - beta2**steps)
+    root += group["eps"]
+    np.divide(mean, root, out=root)
+    root *= group["lr"] / (1.0 - beta1**steps)
+    value -= root
+
+
 _plain_adam: Callable[..., float | None] = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 def _alike(params: list[Tensor]) -> bool:
     """Whether one operation can take them all: one type of numbers, on one device."""
-    return len({(p.dtype, p.device) for p in params}) <= 1
+    return len(params) == 1 or len({(p.dtype, p.device) for p in params}) <= 1

@@ -42,9 +42,12 @@ def quick_epsilon_greedy(
     With one environment torch's own costs are most of what choosing an action takes. value [B, A] -> int64 [B].
     """
     rows, choices = value.shape
-    draws = torch.rand(2, rows, generator=generator, dtype=torch.float64).numpy()
-    best: NDArray[np.int64] = value.argmax(-1)
-    return np.where(draws[0] < epsilon, (draws[1] * choices).astype(np.int64), best)
+    chances, others = torch.rand(2, rows, generator=generator, dtype=torch.float64).tolist()
+    action: NDArray[np.int64] = value.argmax(-1)
+    for row, chance in enumerate(chances):
+        if chance < epsilon:
+            action[row] = int(others[row] * choices)
+    return action
 
 
 def epsilon_greedy_probs(value: Tensor, epsilon: float | Tensor, mask: Tensor | None = None) -> Tensor:

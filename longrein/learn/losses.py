@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -88,6 +90,16 @@ def mean_measured(names: Sequence[str], measured: Sequence[Tensor]) -> dict[str,
     return dict(zip(names, rows.nanmean(0).tolist(), strict=True))
 
 
+def mean_of_numbers(names: Sequence[str], measured: Sequence[Sequence[float]]) -> dict[str, float]:
+    """As `mean_measured`, of rows that are numbers already."""
+    if len(measured) == 1:
+        return dict(zip(names, measured[0], strict=True))
+    columns = zip(*measured, strict=True) if measured else [()] * len(names)
+    kept = [[number for number in column if number == number] for column in columns]  # NaN is not even itself
+    means = [sum(column) / len(column) if column else math.nan for column in kept]
+    return dict(zip(names, means, strict=True))
+
+
 def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
     """The loss whose gradient is minus the policy gradient: -mean of log pi(a|s) times advantage.
 
@@ -95,6 +107,32 @@ def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
     log_prob [N] of the actions taken; advantage [N], a constant: no gradient flows into it. Returns a scalar.
     """
     return -(log_prob * advantage.detach()).mean()
+
+
+def quick_policy_gradient(
+    logits: NDArray[np.float32], action: NDArray[np.int64], advantage: NDArray[np.float32], entropy_weight: float
+) -> tuple[float, float, NDArray[np.float32]]:
+    """`policy_gradient` and the mean entropy of choices by their logits [N, A], and the gradient of the loss with both.
+
+    In NumPy, for few rows. action [N]; advantage [N]. Returns (the loss of the policy, the entropy in nats, the
+    gradient of loss - entropy_weight * entropy by the logits [N, A]).
+    """
+    count, choices = logits.shape
+    log_probs = logits - logits.max(1, keepdims=True)
+    probs = np.exp(log_probs)
+    total = probs.sum(1, keepdims=True)
+    probs /= total
+    log_probs -= np.log(total)
+    taken = np.arange(0, count * choices, choices) + action
+    # d -log pi(a) / d logits = pi - onehot(a), and d entropy / d logits = -pi (log pi + entropy).
+    gradient = probs * advantage[:, None]
+    gradient.ravel()[taken] -= advantage
+    weighted = probs * log_probs
+    entropy = -weighted.sum(1, keepdims=True)
+    if entropy_weight:
+        gradient += entropy_weight * (weighted + probs * entropy)
+    gradient /= count
+    return -float(log_probs.take(taken).dot(advantage)) / count, float(entropy.sum()) / count, gradient
 
 
 def self_imitation(log_prob: Tensor, value: Tensor, return_: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ class Rollout:
         self.length = length  # vector steps
         self._filled = 0
         self._columns: dict[str, NDArray[np.generic]] = {}  # name -> [T, B, ...]; extras as "extras.NAME"
+        self._batch: Batch | None = None  # the view of them, made when it is needed
 
     def __len__(self) -> int:
         return self._filled
@@ -60,7 +61,9 @@ class Rollout:
         if not self.full:
             raise ValueError(f"the rollout holds {self._filled} of {self.length} steps; add the others first")
         self._filled = 0
-        return batch_of(self._columns)
+        if self._batch is None:
+            self._batch = batch_of(self._columns)
+        return self._batch
 
     @property
     def columns(self) -> Mapping[str, NDArray[np.generic]]:
@@ -71,7 +74,7 @@ class Rollout:
         """Fill this memory from now on, which looks like `columns`; the store must be empty."""
         if self._filled:
             raise ValueError(f"the rollout holds {self._filled} steps; take the batch first")
-        self._columns = dict(columns)
+        self._columns, self._batch = dict(columns), None
 
     def state_dict(self) -> dict[str, Any]:
         """The steps that wait for the batch to be full."""
@@ -80,7 +83,7 @@ class Rollout:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state, made with the same length."""
-        self._filled, self._columns = state["filled"], {}
+        self._filled, self._columns, self._batch = state["filled"], {}, None
         for name, waiting in state["columns"].items():
             rows = waiting.numpy()
             self._columns[name] = np.empty((self.length, *rows.shape[1:]), rows.dtype)

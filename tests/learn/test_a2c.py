@@ -108,6 +108,23 @@ def test_the_gradient_is_that_of_the_sum_over_rows(advantage: str, seed: int) ->
         torch.testing.assert_close(start - parameter, gradient, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("advantage", ["n_step", "gae"])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.3])
+def test_few_rows_by_numpy_are_learnt_from_as_by_torch(
+    advantage: str, normalise: bool, entropy_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"advantage": advantage, "normalise_advantage": normalise, "entropy_weight": entropy_weight}
+    found: list[list[Any]] = []
+    for quick in (True, False):
+        if not quick:
+            monkeypatch.setattr("longrein.learn.algorithms.a2c.quick_chains", lambda *_: None)
+        algorithm = make(**settings, max_grad_norm=0.05)
+        measured = [algorithm.update(random_batch(random_case(seed, 6, 2), seed)) for seed in range(5)]
+        found.append([measured, *algorithm.policy.parameters()])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+
+
 # -------------------------------------------------------------------------------------------------------------- probes
 
 

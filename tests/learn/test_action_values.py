@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import gymnasium
 import numpy as np
 import pytest
@@ -197,3 +199,16 @@ def test_what_has_no_action_values_is_refused() -> None:
         ValuePolicy(SPACE, Discrete(2), Net(recurrent="gru"), Head(), exploration=0.0)
     with pytest.raises(SpecError, match="noisy"):
         NoisyLinear(2, 2, kind="loud")
+
+
+def test_a_copy_explores_as_it_is_told() -> None:
+    policy = ValuePolicy(SPACE, Discrete(3), Net(hidden=(8,)), Head(), exploration=0.0, generator=generator())
+    rows = np.tile(ROWS.numpy()[:1], (300, 1))
+    assert len(set(policy.act(rows, generator=generator())[0].tolist())) == 1
+    other = copy.deepcopy(policy)
+    other.explore(1.0)
+    assert float(other.exploration) == 1.0
+    assert len(set(other.act(rows, generator=generator())[0].tolist())) == 3
+    assert len(set(policy.act(rows, generator=generator())[0].tolist())) == 1
+    policy.load_state_dict(other.state_dict())
+    assert len(set(policy.act(rows, generator=generator())[0].tolist())) == 3

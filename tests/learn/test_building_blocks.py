@@ -15,6 +15,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.batch import Batch, Transition
+from longrein.learn.distributions import Categorical
 from longrein.learn.networks import flat_observation, observation_size
 from longrein.learn.normalise import ObservationNormaliser, RewardScale, RunningMoments
 from longrein.learn.rollout import Rollout
@@ -61,6 +62,32 @@ def test_explained_variance_ends() -> None:
 def test_one_advantage_is_left_alone() -> None:
     assert losses.normalised(torch.tensor([5.0])).item() == 5.0
     assert losses.normalised(torch.tensor([1.0, 3.0])).mean().item() == 0.0
+
+
+def test_means_of_numbers_leave_nan_out() -> None:
+    nan = math.nan
+    assert losses.mean_of_numbers(("a", "b"), [[1.0, nan], [3.0, 5.0]]) == {"a": 2.0, "b": 5.0}
+    assert losses.mean_of_numbers(("a", "b"), [[1.0, 2.0]]) == {"a": 1.0, "b": 2.0}
+    assert all(math.isnan(mean) for mean in losses.mean_of_numbers(("a", "b"), [[nan, nan], [nan, nan]]).values())
+    assert all(math.isnan(mean) for mean in losses.mean_of_numbers(("a", "b"), []).values())
+
+
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.4])
+def test_the_policy_gradient_by_numpy_is_autograds(entropy_weight: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (3.0 * torch.randn(40, 3, generator=generator)).requires_grad_()
+    action = torch.randint(3, (40,), generator=generator)
+    advantage = torch.randn(40, generator=generator)
+    distribution = Categorical(logits)
+    loss = losses.policy_gradient(distribution.log_prob(action), advantage)
+    entropy = distribution.entropy().mean()
+    (loss - entropy_weight * entropy).backward()  # type: ignore[no-untyped-call]
+    rows = (logits.detach().numpy(), action.numpy(), advantage.numpy())
+    quick_loss, quick_entropy, gradient = losses.quick_policy_gradient(*rows, entropy_weight)
+    assert quick_loss == pytest.approx(loss.item(), rel=1e-5)
+    assert quick_entropy == pytest.approx(entropy.item(), rel=1e-5)
+    assert logits.grad is not None
+    torch.testing.assert_close(torch.from_numpy(gradient), logits.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_linear_schedule() -> None:
@@ -148,6 +175,26 @@ def test_a_rollout_keeps_time_in_its_first_dimension() -> None:
     assert batch.valid[:, 0].tolist() == [True, False, True]
     assert batch.observation.dtype == torch.float32
     assert len(rollout) == 0
+
+
+def test_a_rollout_gives_the_memory_that_it_was_told_to_use() -> None:
+    def step(reward: float) -> Transition:
+        rows, no = np.full((2, 3), reward, np.float32), np.zeros(2, np.bool_)
+        return Transition(rows, np.zeros(2, np.int64), np.full(2, reward, np.float32), rows, no, no, ~no)
+
+    rollout = Rollout(1)
+    rollout.add(step(1.0))
+    first = rollout.take()
+    rollout.add(step(2.0))
+    assert rollout.take().reward.tolist() == [[2.0, 2.0]]
+    assert first.reward.tolist() == [[2.0, 2.0]]  # a view, good until the next step
+    rollout.use({name: column.copy() for name, column in rollout.columns.items()})
+    rollout.add(step(3.0))
+    assert rollout.take().reward.tolist() == [[3.0, 3.0]]
+    assert first.reward.tolist() == [[2.0, 2.0]]
+    rollout.load_state_dict(rollout.state_dict())
+    rollout.add(step(4.0))
+    assert rollout.take().reward.tolist() == [[4.0, 4.0]]
 
 
 def test_a_rollout_refuses_what_does_not_fit() -> None:

@@ -16,7 +16,7 @@ from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.algorithms.dqn import DQN, Config, build
 from longrein.learn.batch import Batch
-from longrein.learn.replay import Memory, Sample
+from longrein.learn.replay import Drawn, Memory, Sample
 from longrein.learn.schedules import Exponential, Linear, Periodic, plain_shape, shape_from, value_at
 from longrein.learn.torsos import Net
 
@@ -143,6 +143,12 @@ def sample(rows: int = 6) -> Sample:
     return Sample(observation, action, reward, following, discount, torch.ones(rows), torch.arange(rows))
 
 
+def arrays(rows: Sample) -> Drawn:
+    """The same as `Replay.draw` gives them."""
+    columns = {name: getattr(rows, name).numpy() for name in Sample.__slots__[:-1]}
+    return Drawn(**columns, extras={})
+
+
 def disturbed(algorithm: DQN) -> DQN:
     """Its target network is another than the online one."""
     generator = torch.Generator().manual_seed(9)
@@ -254,9 +260,9 @@ def test_exploration_follows_env_steps_and_is_saved() -> None:
 def test_prioritized_replay_gets_errors_and_weighs_the_loss() -> None:
     algorithm = small(memory=Memory(capacity=100, batch_size=8, min_size=1, prioritized=True, beta=1.0))
     given: list[torch.Tensor] = []
-    drawn: list[Sample] = []
-    draw = algorithm.replay.sample
-    algorithm.replay.sample = lambda *a: drawn.append(draw(*a)) or drawn[-1]  # type: ignore[method-assign,func-returns-value]
+    drawn: list[Drawn] = []
+    draw = algorithm.replay.draw
+    algorithm.replay.draw = lambda *a: drawn.append(draw(*a)) or drawn[-1]  # type: ignore[method-assign,func-returns-value]
     algorithm.replay.update_priorities = lambda _, error: given.append(error)  # type: ignore[method-assign]
     probes.batches(probes.vector(Ones, 8), algorithm, 1)
     assert len(given) == len(drawn) == 7
@@ -264,22 +270,34 @@ def test_prioritized_replay_gets_errors_and_weighs_the_loss() -> None:
     assert not given[0].requires_grad
 
 
-@pytest.mark.parametrize("loss", ["huber", "mse"])
-def test_the_gradient_by_hand_is_autograds(loss: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"loss": "mse"}, {"double": False}, {"max_grad_norm": 0.01, "prioritized": True},
+     {"max_grad_value": 0.02, "target_update": "polyak"}],
+)  # fmt: skip
+def test_a_step_by_hand_is_autograds(settings: dict[str, Any]) -> None:
     # Errors on both sides of 1 and of either sign, and weights.
     rows = dataclasses.replace(sample(64), reward=torch.linspace(-3, 3, 64), weight=torch.linspace(0.2, 1, 64))
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for by_hand in (True, False):
-        algorithm = disturbed(small(loss=loss, max_grad_norm=None))
-        assert algorithm.policy.net.chain is not None
-        if not by_hand:
+    settings = {"max_grad_norm": None} | settings
+    memory = Memory(capacity=100, batch_size=64, min_size=1, prioritized=settings.pop("prioritized", False))
+    found: list[list[Any]] = []
+    for way in ("numpy", "torch", "autograd"):
+        algorithm = disturbed(small(memory=memory, **settings))
+        chain, errors = algorithm.policy.net.chain, list[torch.Tensor]()
+        assert chain is not None
+        if way == "torch":
+            chain.few = lambda _: False  # type: ignore[method-assign]
+        if way == "autograd":
             algorithm.policy.net.chain = None
-        algorithm.replay.sample = lambda *_: rows  # type: ignore[method-assign]
-        found.append((algorithm._step(), algorithm._online.gradient))
-    (one, gradient), (other, expected) = found
-    assert expected.norm() > 0.1
-    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+        algorithm.replay.draw = lambda *_: arrays(rows)  # type: ignore[method-assign]
+        algorithm.replay.update_priorities = lambda _, error, to=errors: to.append(error)  # type: ignore[method-assign,misc]
+        measured = [algorithm._step() for _ in range(3)]  # the first makes the optimizer's statistics
+        if not memory.prioritized:
+            errors.clear()
+        found.append([measured, algorithm._online.gradient, errors, algorithm._online.whole, algorithm._followed.whole])
+    assert found[2][1].norm() > 0.009
+    for quick in found[:2]:
+        torch.testing.assert_close(quick, found[2], rtol=1e-4, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------- probes

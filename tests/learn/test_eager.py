@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from longrein.learn.eager import Adam, Eager
+from longrein.learn.arrays import Views
+from longrein.learn.eager import Adam, Eager, quick_adam
 from longrein.learn.optimizers import FlatParameters, make_optimizer, optimizer_classes, set_lr
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -52,6 +53,30 @@ def test_adam_steps_as_torchs_does(settings: dict[str, Any]) -> None:
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
     assert not torch.allclose(ours[0], parameters()[0], atol=0.01)
+
+
+@pytest.mark.parametrize("settings", [{}, {"eps": 1.5e-4, "betas": (0.5, 0.9)}, {"amsgrad": True}])
+def test_quick_adam_steps_as_torchs_does(settings: dict[str, Any]) -> None:
+    ours, theirs = parameters()[:1], parameters()[:1]
+    quick = Adam(ours, lr=0.1, fused=True, **settings)
+    views = Views()
+    other = torch.optim.Adam(theirs, lr=0.1, **settings)
+    for number in range(60):
+        gradient = torch.randn(ours[0].shape, generator=torch.Generator().manual_seed(number)) * 10.0 ** (
+            number % 5 - 2
+        )
+        ours[0].grad, theirs[0].grad = gradient.clone(), gradient.clone()
+        set_lr(quick, 0.1 / (1 + number))
+        set_lr(other, 0.1 / (1 + number))
+        quick_adam(quick, views)
+        other.step()
+        if number == 30:  # what is loaded lies elsewhere
+            quick.load_state_dict(copy.deepcopy(quick.state_dict()))
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-6)
+    saved, expected = quick.state_dict()["state"][0], other.state_dict()["state"][0]
+    assert float(saved["step"]) == 60
+    for name in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(saved[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_adam_takes_numbers_of_two_types() -> None:

@@ -10,13 +10,41 @@ import torch
 from torch import nn
 
 from longrein.errors import SpecError
-from longrein.learn.optimizers import RMSpropTF, make_optimizer, optimizer_classes, rmsprop_tf_, set_lr, state_tensors
+from longrein.learn.optimizers import (
+    FlatParameters,
+    RMSpropTF,
+    make_optimizer,
+    optimizer_classes,
+    rmsprop_tf_,
+    set_lr,
+    state_tensors,
+)
 
 
 def with_gradient(value: float, gradient: float) -> nn.Parameter:
     parameter = nn.Parameter(torch.tensor([value]))
     parameter.grad = torch.tensor([gradient])
     return parameter
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 5.0, 13.0, math.inf])
+def test_clipping_by_numpy_is_clipping(max_norm: float) -> None:
+    # The norm of 3, 4 and 12 is 13.
+    found = []
+    for quick in (False, True):
+        flat = FlatParameters([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2, 1))])
+        flat.gradient.copy_(torch.tensor([3.0, -4.0, 12.0]))
+        norm = flat.quick_clip_(max_norm) if quick else flat.clip_(max_norm).item()
+        assert norm == pytest.approx(13.0)
+        found.append(flat.gradient.tolist())
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_the_norm_by_numpy_is_that_of_all_numbers() -> None:
+    flat = FlatParameters([nn.Parameter(torch.zeros(20_000))])
+    flat.gradient.fill_(0.5)
+    assert flat.quick_clip_(1.0) == pytest.approx(0.5 * math.sqrt(20_000))
+    assert flat.gradient.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
 def test_epsilon_is_inside_the_root() -> None:

@@ -455,3 +455,29 @@ def test_prioritized_sequences_follow_their_errors() -> None:
     drawn = replay.sample(8, torch.Generator().manual_seed(0))
     assert drawn.index.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
     assert drawn.weight.tolist() == pytest.approx([1.0] * 2 + [1 / 3] * 6, rel=1e-4)
+
+
+def test_a_batch_that_is_filled_anew_is_looked_at_anew() -> None:
+    # As a rollout's is: the same tensors, other numbers; and a copy of the memory has arrays of its own.
+    replay, batch = Replay(Memory(capacity=100, min_size=1), gamma=GAMMA), made(5, 2, ends=0.0, lost=0.0)
+    replay.add(batch)
+    batch.reward.fill_(7.0)
+    other = copy.deepcopy(replay)
+    other.add(batch)
+    other.add(batch)
+    replay.add(batch)
+    assert len(replay) == 20
+    assert len(other) == 30
+    assert (replay.draw(200, torch.Generator().manual_seed(0)).reward == 7.0).mean() == pytest.approx(0.5, abs=0.15)
+    assert (other.draw(200, torch.Generator().manual_seed(0)).reward == 7.0).mean() == pytest.approx(0.67, abs=0.15)
+
+
+def test_a_draw_holds_what_a_sample_holds() -> None:
+    replay = Replay(Memory(capacity=100, min_size=1, n_steps=3), gamma=GAMMA)
+    replay.add(made(20, 2))
+    drawn, sample = (draw(9, torch.Generator().manual_seed(0)) for draw in (replay.draw, replay.sample))
+    tensors = drawn.tensors()  # type: ignore[attr-defined]
+    torch.testing.assert_close(dataclasses.asdict(tensors), dataclasses.asdict(sample))
+    assert {name: getattr(tensors, name).dtype for name in ("reward", "discount", "weight", "index")} == {
+        "reward": torch.float32, "discount": torch.float32, "weight": torch.float32, "index": torch.int64,
+    }  # fmt: skip

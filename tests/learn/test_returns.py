@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longrein.learn.returns import discounted_returns, gae, n_step_returns
+from longrein.learn.returns import continues, discounted_returns, gae, n_step_returns, quick_gae
 
 Case = dict[str, Tensor]
 
@@ -159,3 +159,23 @@ def test_shapes_must_agree() -> None:
             column(1, 2), flags(0, 0), flags(0, 0), flags(1, 1), column(1, 2), column(1),
             gamma=0.9, lambda_=0.9,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0])
+def test_gae_by_numpy_is_gae(seed: int, lambda_: float) -> None:
+    case = random_case(seed, 7, 3)
+    case |= {name: case[name].float() for name in ("reward", "value", "next_value")}
+    case["reward"][~case["valid"]] = torch.nan
+    goes_on = continues(case["terminated"] | case["truncated"], case["valid"])
+    case["next_value"][:-1] = torch.where(goes_on[:-1], case["value"][1:], case["next_value"][:-1])
+    names = ("reward", "terminated", "valid", "value", "next_value")
+    quick = quick_gae(
+        **{name: case[name].numpy() for name in names}, goes_on=goes_on.numpy(), gamma=0.9, lambda_=lambda_
+    )
+    assert quick.dtype == "float32"
+    torch.testing.assert_close(torch.from_numpy(quick), gae(**case, gamma=0.9, lambda_=lambda_))
+    if lambda_ == 1.0:  # what a2c relies on
+        value = case.pop("value")
+        returns = n_step_returns(**case, gamma=0.9)
+        torch.testing.assert_close((torch.from_numpy(quick) + value)[case["valid"]], returns[case["valid"]])

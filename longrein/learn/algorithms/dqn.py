@@ -11,20 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from gymnasium.spaces import Discrete
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.action_values import ActionValues, Head, ValuePolicy
+from longrein.learn.arrays import Views
 from longrein.learn.batch import Batch
-from longrein.learn.chain import backward
-from longrein.learn.eager import Adam
+from longrein.learn.chain import Chain, backward
+from longrein.learn.eager import Adam, quick_adam
 from longrein.learn.exploration import allowed
 from longrein.learn.noisy import KINDS, resample
 from longrein.learn.optimizers import FlatParameters
-from longrein.learn.replay import Memory, Replay, Sample
+from longrein.learn.replay import Drawn, Memory, Replay, Sample
 from longrein.learn.schedules import Linear, Schedule, gradient_steps_due, value_at
 from longrein.learn.torsos import Net
 
@@ -158,6 +161,7 @@ class DQN:
         self.target.requires_grad_(False)
         # 1.5e-4, as Rainbow has it: with 1e-8 a weight whose gradient is nearly 0 would still take whole steps.
         self.optimizer = Adam([self._online.whole], lr=value_at(config.lr, 0), eps=1.5e-4, fused=True)
+        self._stepped = Views()  # what the optimizer has
 
     @property
     def rollout_steps(self) -> int:
@@ -169,7 +173,7 @@ class DQN:
 
         Raises ValueError when no row is valid.
         """
-        if not batch.valid.any():
+        if not batch.valid.numpy().any():
             raise ValueError("valid: no row of the batch is; there is nothing to learn from")
         config = self.config
         self.replay.add(batch, self.generator)
@@ -179,8 +183,8 @@ class DQN:
         due = gradient_steps_due(env_steps, config.memory.min_size, config.updates_per_step, self.updates)
         measured = [self._step() for _ in range(due if self.replay.ready else 0)]
         exploration = self._exploration(env_steps)
-        self.policy.exploration.fill_(exploration)
-        return losses.mean_measured(METRICS, measured) | {
+        self.policy.explore(exploration)
+        return losses.mean_of_numbers(METRICS, measured) | {
             "exploration": exploration,
             "lr": lr,
             "gradient_steps": float(len(measured)),
@@ -211,10 +215,23 @@ class DQN:
         config = self.config
         return value_at(config.temperature if config.exploration == "boltzmann" else config.epsilon, env_steps)
 
-    def _step(self) -> Tensor:
+    def _step(self) -> list[float]:
         """One gradient step; what was measured before it, as METRICS names it."""
         config = self.config
-        sample = self.replay.sample(config.memory.batch_size, self.generator)
+        drawn = self.replay.draw(config.memory.batch_size, self.generator)
+        online, followed = self.policy.net.chain, self.target.chain
+        plain = config.distribution == "none" and not self.policy.inputs.choices  # no mask
+        if plain and online is not None and followed is not None and online.few(len(drawn.index)):
+            measured = self._by_numpy(drawn, online, followed)
+        else:
+            measured = self._by_torch(drawn.tensors())
+        self.updates += 1
+        self._follow()
+        return measured
+
+    def _by_torch(self, sample: Sample) -> list[float]:
+        """The gradient step, for any network."""
+        config = self.config
         target = self._target(sample)
         self._renew(self.policy.net)
         seen, _ = self.policy.inputs.split(sample.observation)
@@ -236,10 +253,36 @@ class DQN:
         self.optimizer.step()
         # The distance of distributions where it is learnt by that; never the weighted loss.
         self.replay.update_priorities(sample.index, error if config.distribution == "c51" else td_error)
-        self.updates += 1
-        self._follow()
         q = self.policy.net.mean(said.detach())
-        return torch.stack([loss.detach(), td_error.abs().mean(), q.mean(), norm])
+        measured: list[float] = torch.stack([loss.detach(), td_error.abs().mean(), q.mean(), norm]).tolist()
+        return measured
+
+    def _by_numpy(self, drawn: Drawn, online: Chain, followed: Chain) -> list[float]:
+        """The gradient step of few rows and small layers: what `_by_torch` computes, in a fifth of its time."""
+        config, count = self.config, len(drawn.index)
+        following = drawn.next_observation
+        said = followed.of_few(following)
+        first = np.arange(0, said.size, said.shape[1])  # [N], where each row's values begin
+        chooser = online.of_few(following) if config.double else said
+        best = said.take(first + chooser.argmax(1))
+        there = online.there_of_few(drawn.observation)
+        taken = first + drawn.action
+        q = there.output.take(taken)
+        td_error = drawn.reward + drawn.discount * best - q
+        slope = td_error.clip(-1.0, 1.0) if config.loss == "huber" else td_error
+        weighted = drawn.weight * slope
+        # 0.5 delta^2 within the slope's bounds, |delta| - 0.5 beyond them.
+        loss = weighted.dot(td_error - 0.5 * slope) / count
+        gradient: NDArray[np.float32] = np.zeros_like(there.output)
+        gradient.put(taken, weighted / -count)
+        there.back(gradient)
+        if config.max_grad_value is not None:
+            self._online.gradient.clamp_(-config.max_grad_value, config.max_grad_value)
+        norm = self._online.quick_clip_(float("inf") if config.max_grad_norm is None else config.max_grad_norm)
+        quick_adam(self.optimizer, self._stepped)
+        if config.memory.prioritized:
+            self.replay.update_priorities(torch.from_numpy(drawn.index), torch.from_numpy(td_error))
+        return [float(loss), float(np.abs(td_error).sum()) / count, float(q.sum()) / count, norm]
 
     @torch.no_grad()
     def _target(self, sample: Sample) -> Tensor:
