@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_ONE = torch.tensor(1.0)  # torch makes a tensor of a plain number for each tensor that it is added to
+
 
 class Eager:
     """A parent to stand before torch.optim.Optimizer: its methods, as torch has them below its wrappers."""
@@ -72,7 +74,7 @@ class Adam(Eager, torch.optim.Adam):
         init(group, params, gradients, means, squares, largest, steps)
         if not params:
             return
-        torch._foreach_add_(steps, 1)
+        torch._foreach_add_(steps, _ONE, alpha=1.0)
         step = torch._fused_adamw_ if group.get("decoupled_weight_decay") else torch._fused_adam_
         step(
             params,

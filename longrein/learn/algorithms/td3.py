@@ -20,6 +20,8 @@ from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.batch import Batch
 from longrein.learn.bounded import bounded_form
+from longrein.learn.chain import Chain, Pass
+from longrein.learn.critics import set_gradients
 from longrein.learn.distributions import action_form
 from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble
@@ -100,6 +102,7 @@ class Policy(nn.Module):
         self.form = bounded_form(action_space)
         self.torso = make_torso(self.inputs.space, replace(config.net, state_to_input=None), generator)
         self.head = orthogonal(self.torso.size, self.form.size, 0.01, generator)
+        self.chain = Chain.of(self.torso, self.head)
         self.register_buffer("warming", torch.tensor(config.warmup_steps > 0))
         self.register_buffer("noise", torch.tensor(float(value_at(config.exploration_noise, 0))))
 
@@ -125,6 +128,8 @@ class Policy(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Encoded observations [N, ...] -> actions [N, K] in [-1, 1]."""
+        if self.chain is not None and not torch.is_grad_enabled():
+            return self.chain(observation).tanh()
         action: Tensor = self.head(self.torso(observation)).tanh()
         return action
 
@@ -246,23 +251,33 @@ class TD3:
     def _learn_critics(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """One step towards the target; the loss, and the critics' values [2, N] before it."""
         target = self._target(sample)
-        q = self.critics(sample.observation, sample.action).squeeze(-1)
-        loss = losses.ensemble_value_loss(q, target, sample.weight)
-        self.critic_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        loss, q = set_gradients(self.critics, sample.observation, target, sample.weight, action=sample.action)
         self.critic_optimizer.step()
         if self.config.memory.prioritized:
-            self.replay.update_priorities(sample.index, (q.detach() - target).abs().mean(0))
-        return loss.detach(), q.detach()
+            self.replay.update_priorities(sample.index, (q - target).abs().mean(0))
+        return loss, q
 
     def _learn_policy(self, observation: Tensor) -> Tensor:
         """One step up the first critic; the loss."""
-        loss: Tensor = -self.critics(observation, self.policy(observation), first=1).mean()
-        self.policy_optimizer.zero_grad()
-        # Of the policy's weights alone: the critics get no gradient from here, and it costs none.
-        loss.backward(inputs=self._policy_parameters)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        if self.policy.chain is not None and self.critics.chains:
+            loss = self._back_by_hand(self.policy.chain.there(observation), observation)
+        else:
+            loss = -self.critics(observation, self.policy(observation), first=1).mean()
+            self.policy_optimizer.zero_grad()
+            # Of the policy's weights alone: the critics get no gradient from here, and it costs none.
+            loss.backward(inputs=self._policy_parameters)
         self.policy_optimizer.step()
         return loss.detach()
+
+    @torch.no_grad()
+    def _back_by_hand(self, there: Pass, observation: Tensor) -> Tensor:
+        """The policy's gradients of minus the first critic, from its pass; that loss."""
+        action = there.output.tanh()
+        values = self.critics.there(observation, action, first=1)
+        first = torch.zeros(len(action), dtype=torch.int64)
+        by_action = values.slope(first, action.shape[1]) / -len(action)
+        there.back(by_action * (1.0 - action.square()))
+        return -values.output.mean()
 
 
 def build(
