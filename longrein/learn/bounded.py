@@ -70,9 +70,15 @@ class SquashedGaussian:
 
     def rsample(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """One action for each, with gradient: (actions [N, K], their log-densities [N] in nats)."""
+        drawn = self.draw(generator)
+        return drawn.action, drawn.log_prob
+
+    def draw(self, generator: torch.Generator | None = None) -> Draw:
+        """One action for each, as `rsample` gives it."""
         noise = torch.empty_like(self.mean).normal_(generator=generator)
-        u = self.mean + self.log_std.exp() * noise
-        return u.tanh(), self._log_density(noise, u)
+        spread = self.log_std.exp() * noise
+        u = self.mean + spread
+        return Draw(u.tanh(), self._log_density(noise, u), spread)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Actions float32 [N, K]."""
@@ -94,3 +100,21 @@ class SquashedGaussian:
         normal = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         squash = 2.0 * (math.log(2.0) - u - torch.nn.functional.softplus(-2.0 * u))
         return (normal - squash).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """N actions of a squashed Gaussian, with the way back by hand."""
+
+    action: Tensor  # [N, K]
+    log_prob: Tensor  # [N]
+    spread: Tensor  # [N, K], from the mean to the normal variable
+
+    def back(self, by_action: Tensor, by_log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradients of a loss by action [N, K] and log_prob (one number for all) to those by mean and log_std.
+
+        The noise is what it is: with u = mean + exp(log_std) noise and a = tanh(u), da/du = 1 - a^2 and
+        d log_prob / du = 2 a; on log_std the log-density depends by -log_std besides.
+        """
+        by_u = by_action * (1.0 - self.action.square()) + 2.0 * by_log_prob * self.action
+        return by_u, by_u * self.spread - by_log_prob

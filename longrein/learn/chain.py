@@ -4,39 +4,86 @@ For networks of 64 units most of the time of a pass is not arithmetic: it is wha
 operation. A Chain looks through the modules to the weights, which stay theirs. It computes
 1. few rows, as an actor or a small update has them, in NumPy: a quarter of the time;
 2. the way back from the gradient of its output by hand. Autograd then sees the loss alone, which is cut off from the
-   network at a Pass: 0.7 of the time with 256 rows. Of few rows a QuickPass needs no torch at all;
+   network at a Pass: 0.7 of the time with 256 rows. Where the loss itself is differentiated by hand, a Pass takes that
+   gradient, and autograd is not asked at all. Of few rows a QuickPass needs no torch at all;
 3. tanh(x) as 2 sigmoid(2 x) - 1, whose error is that of one rounding of numbers around 1: a third of the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from longrein.learn.arrays import Views
 from longrein.learn.torsos import Flat, Torso
 
 # Within these OpenBLAS takes one thread (a product of a row, or of several), as torch does in a session.
 _LARGEST_WEIGHT = 8192
 _MOST_WORK = 2**18
 _ZERO = np.zeros((), np.float32)  # a Python number is made an array first, in as much time as it takes to compare
+# A product into fewer columns than these takes MKL six times as long as one into as few rows.
+_NARROW = 16
+
+
+class Layer(Protocol):
+    """torch's linear layer; or several of one form, whose weights [K, inputs, outputs] and biases [K, 1, outputs] are
+    kept together."""
+
+    @property
+    def weight(self) -> Tensor:
+        """What it multiplies with."""
+
+    @property
+    def bias(self) -> Tensor:
+        """What it adds."""
+
+
+class Places:
+    """Where the layers' weights lie, or their gradients: found anew only when they have moved."""
+
+    def __init__(self) -> None:
+        self.at: list[int] = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # weight [inputs, outputs] and bias [outputs] of each layer
+        self.arrays: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []  # the same memory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and those in other processes, have weights of their own to look at."""
+        return Places, ()
+
+    def look(self, tensors: list[Tensor], copy: int | None) -> Self:
+        """At weight and bias of each layer in turn; of one copy of several."""
+        # An optimizer changes weights where they lie; whoever shares or flattens them moves them.
+        at = [tensor.data_ptr() for tensor in tensors]
+        if at != self.at:
+            each = zip(tensors[::2], tensors[1::2], strict=True)
+            pairs = [_of_one(weight.detach(), bias.detach(), copy) for weight, bias in each]
+            self.pairs, self.arrays = pairs, [(weight.numpy(), bias.numpy()) for weight, bias in pairs]
+            self.at = at  # last: another thread may look in between
+        return self
+
+
+def _of_one(weight: Tensor, bias: Tensor, copy: int | None) -> tuple[Tensor, Tensor]:
+    return (weight.t(), bias) if copy is None else (weight[copy], bias[copy, 0])
 
 
 class Chain:
-    """Encoded observations [N, ...] -> what the last of the layers gives [N, P]."""
+    """Encoded observations [N, ...] -> what the last of the layers gives [N, P].
 
-    def __init__(self, layers: list[nn.Linear], tanh: bool) -> None:
+    copy: where the layers are several of one form, which of them.
+    """
+
+    def __init__(self, layers: Sequence[Layer], tanh: bool, copy: int | None = None) -> None:
         self.layers = layers
         self.tanh = tanh  # or relu, between the layers
-        self._largest = max(layer.weight.numel() for layer in layers)
-        self._weights = Views()
-        self._gradients = Views()
+        self._copy = copy
+        self._largest = max(math.prod(layer.weight.shape[-2:]) for layer in layers)
+        self._weights, self._gradients = Places(), Places()
 
     @classmethod
     def of(cls, torso: nn.Module, head: nn.Module) -> Self | None:
@@ -76,31 +123,31 @@ class Chain:
         """The output by NumPy, and the way back from it."""
         return QuickPass(self, self._forward_few(inputs))
 
-    def parameters(self) -> list[Tensor]:
-        """The weight and the bias of each layer, in their order."""
+    def weights(self) -> Places:
+        """Where the weights lie."""
+        return self._weights.look(self._parameters(), self._copy)
+
+    def gradients(self) -> Places:
+        """Where their gradients go; those that are not there yet are made."""
+        parameters = self._parameters()
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        places = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return self._gradients.look(places, self._copy)
+
+    def _parameters(self) -> list[Tensor]:
         # What `layer.weight` finds too, but not before a module has looked for it elsewhere.
-        return [part for layer in self.layers for part in layer._parameters.values() if part is not None]
-
-    def views(self) -> list[NDArray[np.float32]]:
-        """The parameters as arrays over the same memory."""
-        return self._weights.of(self.parameters())
-
-    def gradients(self) -> list[NDArray[np.float32]]:
-        """The parameters' gradients as arrays over the same memory; those that are not there yet are made."""
-        parts = self.parameters()
-        for part in parts:
-            if part.grad is None:
-                part.grad = torch.zeros_like(part)
-        return self._gradients.of([part.grad for part in parts if part.grad is not None])
+        return [part for layer in self.layers for part in layer._parameters.values()]  # type: ignore[attr-defined]
 
     def _forward_few(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         """The input of each layer, and the output."""
         x: NDArray[np.float32] = inputs.reshape(len(inputs), -1).astype(np.float32, copy=False)
-        views, kept = self.views(), [x]
-        for number in range(0, len(views), 2):
-            x = x.dot(views[number].T)
-            x += views[number + 1]
-            if number + 2 < len(views):
+        arrays, kept = self.weights().arrays, [x]
+        for number, (weight, bias) in enumerate(arrays, 1):
+            x = x.dot(weight)
+            x += bias
+            if number < len(arrays):
                 x = np.tanh(x, out=x) if self.tanh else np.maximum(x, _ZERO, out=x)
             kept.append(x)
         return kept
@@ -109,9 +156,13 @@ class Chain:
         """The input of each layer, and the output."""
         x = inputs.flatten(1).float()
         kept = [x]
-        for number, layer in enumerate(self.layers, 1):
-            x = torch.addmm(layer.bias, x, layer.weight.t())
-            if number < len(self.layers):
+        if type(inputs) is Tensor:
+            pairs = self.weights().pairs
+        else:  # what torch.export looks with lies nowhere
+            pairs = [_of_one(layer.weight, layer.bias, self._copy) for layer in self.layers]
+        for number, (weight, bias) in enumerate(pairs, 1):
+            x = torch.addmm(bias, x, weight)
+            if number < len(pairs):
                 x = x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0) if self.tanh else x.relu_()
             kept.append(x)
         return kept
@@ -133,23 +184,43 @@ class Pass:
     output: Tensor
 
     @torch.no_grad()
-    def back(self) -> None:
-        """Set the gradients of the weights from that of the output, which `backward` of the loss has made."""
-        gradient = self.output.grad
+    def back(self, gradient: Tensor | None = None) -> None:
+        """Set the gradients of the weights from that of the output [N, P]: what `backward` of the loss has made."""
+        if gradient is None:
+            gradient = self.output.grad
         assert gradient is not None, "the loss does not depend on the output, or its backward was not called"
+        pairs, places = self.chain.weights().pairs, self.chain.gradients().pairs
         for number in range(len(self.kept) - 1, -1, -1):
-            layer, x = self.chain.layers[number], self.kept[number]
-            for parameter in (layer.weight, layer.bias):
-                if parameter.grad is None:
-                    parameter.grad = torch.empty_like(parameter)
-            torch.mm(gradient.t(), x, out=layer.weight.grad)
-            torch.sum(gradient, 0, out=layer.bias.grad)
+            x, (by_weight, by_bias) = self.kept[number], places[number]
+            if x.shape[1] < _NARROW <= gradient.shape[1] and by_weight.stride(0) == 1:
+                by_weight.copy_(x.t().mm(gradient))
+            else:
+                torch.mm(x.t(), gradient, out=by_weight)
+            torch.sum(gradient, 0, out=by_bias)
             if number:
-                gradient = gradient.mm(layer.weight)
-                if self.chain.tanh:
-                    gradient = torch.ops.aten.tanh_backward(gradient, x)
-                else:
-                    gradient = torch.ops.aten.threshold_backward(gradient, x, 0)
+                gradient = self._through(gradient.mm(pairs[number][0].t()), x)
+
+    @torch.no_grad()
+    def slope(self, rows: Tensor, columns: int) -> Tensor:
+        """How the one output of each of these rows [M] grows with the last numbers of its input: [M, columns].
+
+        The weights get no gradient from it.
+        """
+        pairs = self.chain.weights().pairs
+        gradient = pairs[-1][0].t().repeat(len(rows), 1)
+        for number in range(len(self.kept) - 1, 0, -1):
+            gradient = self._through(gradient, self.kept[number].index_select(0, rows))
+            weight = pairs[number - 1][0]
+            gradient = gradient.mm((weight if number > 1 else weight[-columns:]).t())
+        return gradient if len(self.kept) > 1 else gradient[:, -columns:]
+
+    def _through(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """From the gradient of what a layer's activation gave, which is x, to that of what it took, in its place."""
+        if self.chain.tanh:
+            torch.ops.aten.tanh_backward.grad_input(gradient, x, grad_input=gradient)
+        else:
+            torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
+        return gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +237,14 @@ class QuickPass:
 
     def back(self, gradient: NDArray[np.float32]) -> None:
         """Set the gradients of the weights from that of the output [N, P]."""
-        weights, gradients = self.chain.views(), self.chain.gradients()
+        weights, places = self.chain.weights().arrays, self.chain.gradients().arrays
         for number in range(len(self.kept) - 2, -1, -1):
-            x = self.kept[number]
-            np.dot(gradient.T, x, out=gradients[2 * number])
-            np.add.reduce(gradient, 0, out=gradients[2 * number + 1])
+            x, (by_weight, by_bias) = self.kept[number], places[number]
+            if by_weight.flags.c_contiguous:
+                np.dot(x.T, gradient, out=by_weight)
+            else:  # NumPy fills rows alone, and these are the rows
+                np.dot(gradient.T, x, out=by_weight.T)
+            np.add.reduce(gradient, 0, out=by_bias)
             if number:
-                gradient = gradient.dot(weights[2 * number])
+                gradient = gradient.dot(weights[number][0].T)
                 gradient *= 1.0 - x * x if self.chain.tanh else x > 0.0

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from longrein.learn.arrays import Views
 
+_ONE = torch.tensor(1.0)  # torch makes a tensor of a plain number for each tensor that it is added to
+
 
 class Eager:
     """A parent to stand before torch.optim.Optimizer: its methods, as torch has them below its wrappers."""
@@ -74,7 +76,7 @@ class Adam(Eager, torch.optim.Adam):
             init(group, [], [], [], [], [], [])
         states = [self.state[p] for p in params]
         steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
+        torch._foreach_add_(steps, _ONE, alpha=1.0)
         step = torch._fused_adamw_ if group.get("decoupled_weight_decay") else torch._fused_adam_
         step(
             params,

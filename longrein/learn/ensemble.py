@@ -10,9 +10,10 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from longrein.learn.chain import Chain, Pass
 from longrein.learn.networks import ACTIVATIONS, orthogonal
 from longrein.learn.renorm import BatchRenorm
-from longrein.learn.torsos import Net, make_torso
+from longrein.learn.torsos import Flat, Net, Torso, make_torso
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Ensemble(nn.Module):
         if renorm is not None:
             made = [BatchRenorm(width, copies, momentum=renorm.momentum, warmup=renorm.warmup) for width in widths]
             self.norms = nn.ModuleList(made)
+        self.chains = self._chains()  # one for each network; none where there is more to them than linear layers
 
     def forward(
         self, observation: Tensor, beside: Tensor | None = None, *, train: bool = False, first: int | None = None
@@ -105,6 +107,9 @@ class Ensemble(nn.Module):
         train: renormalise by the batch, and learn its statistics. first: of the first networks only.
         """
         copies = self.copies if first is None else first
+        if self.chains and not torch.is_grad_enabled():
+            x = _row(observation, beside)
+            return torch.stack([chain(x) for chain in self.chains[:copies]])
         seen = torch.stack([eye(observation) for eye in self.eyes[:copies]])  # [1 or K, N, F]
         if beside is not None:
             seen = torch.cat([seen, beside.expand(len(seen), *beside.shape)], -1)
@@ -117,3 +122,52 @@ class Ensemble(nn.Module):
                 x = self.norms[number](x, train)
         out: Tensor = self.last(x)
         return out
+
+    def there(self, observation: Tensor, beside: Tensor | None = None, *, first: int | None = None) -> EnsemblePass:
+        """What `forward` gives, without gradient, and the way back by hand; only where there are `chains`."""
+        x = _row(observation, beside)
+        passes = [chain.there(x) for chain in self.chains[:first]]
+        return EnsemblePass(passes, torch.stack([one.output.detach() for one in passes]))
+
+    def _chains(self) -> list[Chain]:
+        layers = [*self.layers, self.last]
+        plain = type(self.activation) in (nn.Tanh, nn.ReLU) and all(type(layer) is StackedLinear for layer in layers)
+        if not plain or self.norms is not None or len(self.eyes) > 1 or not _blind(self.eyes[0]):
+            return []
+        return [Chain(layers, type(self.activation) is nn.Tanh, copy) for copy in range(self.copies)]
+
+
+@dataclass(frozen=True, slots=True)
+class EnsemblePass:
+    """One pass through an ensemble whose networks are chains."""
+
+    passes: list[Pass]
+    output: Tensor  # [K, N, P]
+
+    def back(self, gradient: Tensor) -> None:
+        """Set the gradients of the weights from that of the output [K, N, P]."""
+        for one, its in zip(self.passes, gradient, strict=True):
+            one.back(its)
+
+    @torch.no_grad()
+    def slope(self, which: Tensor, columns: int) -> Tensor:
+        """How the one output of network which[n] grows with the last `columns` numbers beside observation n.
+
+        which int64 [N] -> [N, columns]. A row costs what one network does: the others are not asked.
+        """
+        slope = torch.empty(len(which), columns)
+        for number, one in enumerate(self.passes):
+            rows = (which == number).nonzero().squeeze(1)
+            slope.index_copy_(0, rows, one.slope(rows, columns))
+        return slope
+
+
+def _row(observation: Tensor, beside: Tensor | None) -> Tensor:
+    """[N, ...] and [N, inputs] -> [N, all of them]."""
+    row = observation.flatten(1).float()
+    return row if beside is None else torch.cat([row, beside], 1)
+
+
+def _blind(eye: nn.Module) -> bool:
+    """Whether it gives an observation as it is."""
+    return isinstance(eye, Torso) and isinstance(eye.net, nn.Sequential) and [type(one) for one in eye.net] == [Flat]

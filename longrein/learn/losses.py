@@ -75,6 +75,11 @@ def ensemble_value_loss(values: Tensor, target: Tensor, weight: Tensor) -> Tenso
     return 0.5 * (weight * (values - target).square()).mean(1).sum()
 
 
+def ensemble_value_slope(values: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `ensemble_value_loss` by values: [K, N], in reward units."""
+    return weight * (values - target) / len(target)
+
+
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """What raises alpha where the policy has less than the target entropy, and lowers it where it has more.
 
@@ -86,8 +91,10 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
 
 def mean_measured(names: Sequence[str], measured: Sequence[Tensor]) -> dict[str, float]:
     """Means by name over rows of measurements [len(names)], leaving NaN out; NaN for what was never measured."""
-    rows = torch.stack(tuple(measured)) if measured else torch.full((1, len(names)), torch.nan)
-    return dict(zip(names, rows.nanmean(0).tolist(), strict=True))
+    if not measured:
+        return dict.fromkeys(names, math.nan)
+    means = torch.stack(tuple(measured)).nanmean(0) if len(measured) > 1 else measured[0]
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def mean_of_numbers(names: Sequence[str], measured: Sequence[Sequence[float]]) -> dict[str, float]:

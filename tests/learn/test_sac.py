@@ -343,7 +343,9 @@ def values(algorithm: SAC, *observations: float) -> list[float]:
     """Soft values of the policy: E[Q - alpha log pi]."""
     seen = torch.tensor(observations).unsqueeze(1)
     with torch.no_grad():
-        return algorithm._soft_value(algorithm.critics, seen, torch.tensor(0.0))[0].tolist()  # type: ignore[no-any-return]
+        distribution = algorithm.policy.distribution(seen)
+        value, _ = algorithm._soft_value(algorithm.critics, seen, distribution, torch.tensor(0.0))
+    return value.tolist()  # type: ignore[no-any-return]
 
 
 def choices(algorithm: SAC, *observations: float) -> list[float]:

@@ -18,15 +18,14 @@ from torch import Tensor, nn
 
 from longrein.errors import SpecError
 from longrein.learn import losses
-from longrein.learn.batch import Batch
 from longrein.learn.bounded import SquashedGaussian, bounded_form
 from longrein.learn.distributions import action_form
 from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble, Renorm
 from longrein.learn.inputs import Inputs
-from longrein.learn.optimizers import set_lr
+from longrein.learn.off_policy import OffPolicy
 from longrein.learn.replay import Memory, Replay, Sample
-from longrein.learn.schedules import Schedule, gradient_steps_due, value_at
+from longrein.learn.schedules import Schedule
 from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type, ...] = (Box,)
@@ -149,8 +148,12 @@ class Policy(nn.Module):
         return SquashedGaussian(mean, log_std.clamp(-20.0, 2.0))
 
 
-class CrossQ:
+class CrossQ(OffPolicy):
     """The update rule, around a policy that others may act with in between."""
+
+    measures = METRICS
+    config: Config
+    policy: Policy
 
     def __init__(
         self,
@@ -184,33 +187,6 @@ class CrossQ:
         if config.alpha is None:
             self.policy_optimizer.add_param_group({"params": [self.log_alpha], "betas": (0.9, 0.999)})
 
-    @property
-    def rollout_steps(self) -> int:
-        """Vector steps of one batch."""
-        return self.config.rollout_steps
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        """Remember new transitions [T, B, ...], then make the gradient steps that they pay for.
-
-        Raises ValueError when no row is valid.
-        """
-        if not batch.valid.any():
-            raise ValueError("valid: no row of the batch is; there is nothing to learn from")
-        config = self.config
-        lr, critic_lr = self._rates()
-        set_lr(self.policy_optimizer, lr)
-        set_lr(self.critic_optimizer, critic_lr)
-        self.replay.add(batch, self.generator)
-        env_steps = self.replay.env_steps
-        due = gradient_steps_due(env_steps, config.memory.min_size, config.updates_per_step, self.updates)
-        measured = [self._step() for _ in range(due if self.replay.ready else 0)]
-        self.policy.warming.fill_(env_steps < config.warmup_steps)
-        return losses.mean_measured(METRICS, measured) | {
-            "lr": lr,
-            "gradient_steps": float(len(measured)),
-            "memory_size": float(len(self.replay)),
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """All that decides the future."""
         return {
@@ -240,12 +216,6 @@ class CrossQ:
     def alpha(self) -> Tensor:
         """The temperature now, without gradient: a scalar."""
         return self.log_alpha.detach().exp() if self.config.alpha is None else torch.tensor(self.config.alpha)
-
-    def _rates(self) -> tuple[float, float]:
-        """Learning rates of the policy and of the critics, at the env steps so far."""
-        lr = value_at(self.config.lr, self.replay.env_steps)
-        critic_lr = self.config.critic_lr
-        return lr, lr if critic_lr is None else value_at(critic_lr, self.replay.env_steps)
 
     def _step(self) -> Tensor:
         """One gradient step of the critics, and every so often of the rest; what was measured, as METRICS names it."""

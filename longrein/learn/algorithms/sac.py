@@ -20,17 +20,18 @@ from torch import Tensor, nn
 
 from longrein.errors import SpecError
 from longrein.learn import losses
-from longrein.learn.batch import Batch
 from longrein.learn.bounded import BoundedForm, SquashedGaussian, bounded_form
+from longrein.learn.chain import Chain, Pass
+from longrein.learn.critics import set_gradients
 from longrein.learn.distributions import RULED_OUT, Categorical, action_form
 from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import orthogonal
-from longrein.learn.optimizers import set_lr
+from longrein.learn.off_policy import OffPolicy
 from longrein.learn.replay import Memory, Replay, Sample
 from longrein.learn.returns import expected_soft_value
-from longrein.learn.schedules import Schedule, gradient_steps_due, value_at
+from longrein.learn.schedules import Schedule
 from longrein.learn.torsos import Net, make_torso
 
 ACTION_SPACES: tuple[type, ...] = (Box, Discrete)
@@ -107,6 +108,7 @@ class Policy(nn.Module):
         self.torso = make_torso(self.inputs.space, replace(config.net, state_to_input=None), generator)
         outputs = 2 * self.form.size if self.form else self.choices
         self.head = orthogonal(self.torso.size, outputs, 0.01, generator)
+        self.chain = Chain.of(self.torso, self.head)
         self.register_buffer("warming", torch.tensor(config.warmup_steps > 0))
 
     def encode(self, observation: Any) -> NDArray[np.generic]:
@@ -133,7 +135,21 @@ class Policy(nn.Module):
 
     def distribution(self, seen: Tensor, mask: Tensor | None = None) -> SquashedGaussian | Categorical:
         """What the network takes [N, ...], and the mask of choices [N, A] if any -> N distributions over actions."""
-        output = self.head(self.torso(seen))
+        if self.chain is not None and not torch.is_grad_enabled():
+            return self.of(self.chain(seen), mask)
+        return self.of(self.head(self.torso(seen)), mask)
+
+    def apart(
+        self, seen: Tensor, mask: Tensor | None = None
+    ) -> tuple[SquashedGaussian | Categorical, tuple[Pass, ...]]:
+        """As `distribution`, and the pass that is to go `back` when the loss has; none where autograd does that."""
+        if self.chain is None:
+            return self.distribution(seen, mask), ()
+        there = self.chain.there(seen)
+        return self.of(there.output, mask), (there,)
+
+    def of(self, output: Tensor, mask: Tensor | None = None) -> SquashedGaussian | Categorical:
+        """What the head gives [N, P] -> N distributions over actions."""
         if not self.form:
             return _categorical(output, mask)
         mean, log_std = output.chunk(2, -1)
@@ -144,8 +160,12 @@ def _categorical(logits: Tensor, mask: Tensor | None) -> Categorical:
     return Categorical(logits if mask is None else torch.where(mask, logits, RULED_OUT))
 
 
-class SAC:
+class SAC(OffPolicy):
     """The update rule, around a policy that others may act with in between."""
+
+    measures = METRICS
+    config: Config
+    policy: Policy
 
     def __init__(
         self,
@@ -179,33 +199,6 @@ class SAC:
         self.policy_optimizer = Adam(self._policy_parameters, lr=lr, fused=True)  # and the temperature's
         self.critic_optimizer = Adam(self._critic_parameters, lr=critic_lr, fused=True)
 
-    @property
-    def rollout_steps(self) -> int:
-        """Vector steps of one batch."""
-        return self.config.rollout_steps
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        """Remember new transitions [T, B, ...], then make the gradient steps that they pay for.
-
-        Raises ValueError when no row is valid.
-        """
-        if not batch.valid.any():
-            raise ValueError("valid: no row of the batch is; there is nothing to learn from")
-        config = self.config
-        lr, critic_lr = self._rates()
-        set_lr(self.policy_optimizer, lr)
-        set_lr(self.critic_optimizer, critic_lr)
-        self.replay.add(batch, self.generator)
-        env_steps = self.replay.env_steps
-        due = gradient_steps_due(env_steps, config.memory.min_size, config.updates_per_step, self.updates)
-        measured = [self._step() for _ in range(due if self.replay.ready else 0)]
-        self.policy.warming.fill_(env_steps < config.warmup_steps)
-        return losses.mean_measured(METRICS, measured) | {
-            "lr": lr,
-            "gradient_steps": float(len(measured)),
-            "memory_size": float(len(self.replay)),
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """All that decides the future."""
         return {
@@ -238,12 +231,6 @@ class SAC:
         """The temperature now, without gradient: a scalar."""
         return self.log_alpha.detach().exp() if self.config.alpha is None else torch.tensor(self.config.alpha)
 
-    def _rates(self) -> tuple[float, float]:
-        """Learning rates of the policy and of the critics, at the env steps so far."""
-        lr = value_at(self.config.lr, self.replay.env_steps)
-        critic_lr = self.config.critic_lr
-        return lr, lr if critic_lr is None else value_at(critic_lr, self.replay.env_steps)
-
     def _step(self) -> Tensor:
         """One gradient step of everything; what was measured, as METRICS names it."""
         sample = self.replay.sample(self.config.memory.batch_size, self.generator)
@@ -258,44 +245,63 @@ class SAC:
     def _learn_critics(self, sample: Sample, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """One step towards r + discount V(s'); the loss, and the critics' values [2, N] before it."""
         with torch.no_grad():
-            next_value, _ = self._soft_value(self.targets, sample.next_observation, alpha)
+            seen, mask = self.policy.inputs.split(sample.next_observation)
+            next_value, _ = self._soft_value(self.targets, seen, self.policy.distribution(seen, mask), alpha)
             target = sample.reward + sample.discount * next_value
         seen, _ = self.policy.inputs.split(sample.observation)
-        if self.policy.form:
-            q = self.critics(seen, sample.action).squeeze(-1)
-        else:
-            index = sample.action.expand(self.critics.copies, -1).unsqueeze(-1)
-            q = self.critics(seen).gather(-1, index).squeeze(-1)
-        loss = losses.ensemble_value_loss(q, target, sample.weight)
-        self.critic_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        taken = {"action": sample.action} if self.policy.form else {"choice": sample.action}
+        loss, q = set_gradients(self.critics, seen, target, sample.weight, **taken)
         self.critic_optimizer.step()
         if self.config.memory.prioritized:
-            self.replay.update_priorities(sample.index, (q.detach() - target).abs().mean(0))
-        return loss.detach(), q.detach()
+            self.replay.update_priorities(sample.index, (q - target).abs().mean(0))
+        return loss, q
 
     def _learn_policy(self, observation: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """One step up the soft value of the policy's own actions; the loss, and their log-probabilities [N].
 
-        And one of the temperature, whose loss shares no weight with the policy's: one pass back does for both.
+        And one of the temperature.
         """
-        value, log_prob = self._soft_value(self.critics, observation, alpha)
-        loss = -value.mean()
-        both = loss
+        seen, mask = self.policy.inputs.split(observation)
+        if self.policy.form and self.policy.chain is not None and self.critics.chains:
+            loss, log_prob = self._back_by_hand(self.policy.chain.there(seen), seen, alpha)
+        else:
+            distribution, passes = self.policy.apart(seen, mask)
+            value, log_prob = self._soft_value(self.critics, seen, distribution, alpha)
+            loss = -value.mean()
+            self.policy_optimizer.zero_grad()
+            # Of these alone: the critics get no gradient from here, and it costs none.
+            inputs = [one.output for one in passes] or list(self.policy.parameters())
+            loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]  # torch does not annotate it
+            for one in passes:
+                one.back()
         if self.config.alpha is None:
-            both = loss + losses.temperature_loss(self.log_alpha, log_prob, self.target_entropy)
-        self.policy_optimizer.zero_grad()
-        # Of these weights alone: the critics get no gradient from here, and it costs none.
-        both.backward(inputs=self._policy_parameters)  # type: ignore[no-untyped-call]  # torch does not annotate it
+            with torch.no_grad():  # its loss is a multiple of exp(log_alpha), and so its own derivative
+                self.log_alpha.grad = losses.temperature_loss(self.log_alpha, log_prob, self.target_entropy)
         self.policy_optimizer.step()
         return loss.detach(), log_prob.detach()
 
-    def _soft_value(self, critics: Ensemble, observation: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _back_by_hand(self, there: Pass, seen: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """The policy's gradients of alpha log pi - min Q, from its pass; that loss, and the log-probabilities [N]."""
+        distribution = self.policy.of(there.output)
+        assert isinstance(distribution, SquashedGaussian)
+        drawn = distribution.draw(self.generator)
+        values = self.critics.there(seen, drawn.action)
+        q, lower = values.output.squeeze(-1).min(0)
+        slope = values.slope(lower, drawn.action.shape[1])
+        by_mean, by_log_std = drawn.back(slope / -len(q), alpha / len(q))
+        log_std = there.output[:, distribution.mean.shape[1] :]
+        there.back(torch.cat([by_mean, by_log_std * (log_std == distribution.log_std)], 1))  # 0 where it was clamped
+        return (alpha * drawn.log_prob - q).mean(), drawn.log_prob
+
+    def _soft_value(
+        self, critics: Ensemble, seen: Tensor, distribution: SquashedGaussian | Categorical, alpha: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """V(s) = E[min Q(s, a) - alpha log pi(a|s)], and E[log pi]: each [N], by one action or by all choices."""
-        seen, mask = self.policy.inputs.split(observation)
-        distribution = self.policy.distribution(seen, mask)
         if isinstance(distribution, Categorical):
-            return expected_soft_value(distribution.log_probs, critics(seen).amin(0), alpha)
+            with torch.no_grad():
+                q = critics(seen).amin(0)
+            return expected_soft_value(distribution.log_probs, q, alpha)
         action, log_prob = distribution.rsample(self.generator)
         return critics(seen, action).squeeze(-1).amin(0) - alpha * log_prob, log_prob
 

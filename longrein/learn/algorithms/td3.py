@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
-from longrein.learn import losses
 from longrein.learn.batch import Batch
 from longrein.learn.bounded import bounded_form
+from longrein.learn.chain import Chain, Pass
+from longrein.learn.critics import set_gradients
 from longrein.learn.distributions import action_form
 from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import orthogonal
-from longrein.learn.optimizers import set_lr
+from longrein.learn.off_policy import OffPolicy
 from longrein.learn.replay import Memory, Replay, Sample
-from longrein.learn.schedules import Schedule, gradient_steps_due, value_at
+from longrein.learn.schedules import Schedule, value_at
 from longrein.learn.torsos import Net, make_torso
 
 ACTION_SPACES: tuple[type, ...] = (Box,)
@@ -100,6 +101,7 @@ class Policy(nn.Module):
         self.form = bounded_form(action_space)
         self.torso = make_torso(self.inputs.space, replace(config.net, state_to_input=None), generator)
         self.head = orthogonal(self.torso.size, self.form.size, 0.01, generator)
+        self.chain = Chain.of(self.torso, self.head)
         self.register_buffer("warming", torch.tensor(config.warmup_steps > 0))
         self.register_buffer("noise", torch.tensor(float(value_at(config.exploration_noise, 0))))
 
@@ -125,12 +127,18 @@ class Policy(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Encoded observations [N, ...] -> actions [N, K] in [-1, 1]."""
+        if self.chain is not None and not torch.is_grad_enabled():
+            return self.chain(observation).tanh()
         action: Tensor = self.head(self.torso(observation)).tanh()
         return action
 
 
-class TD3:
+class TD3(OffPolicy):
     """The update rule, around a policy that others may act with in between."""
+
+    measures = METRICS
+    config: Config
+    policy: Policy
 
     def __init__(
         self,
@@ -159,34 +167,12 @@ class TD3:
         self.policy_optimizer = Adam(self._policy_parameters, lr=lr, fused=True)
         self.critic_optimizer = Adam(self._critic_parameters, lr=critic_lr, fused=True)
 
-    @property
-    def rollout_steps(self) -> int:
-        """Vector steps of one batch."""
-        return self.config.rollout_steps
-
     def update(self, batch: Batch) -> dict[str, float]:
-        """Remember new transitions [T, B, ...], then make the gradient steps that they pay for.
-
-        Raises ValueError when no row is valid.
-        """
-        if not batch.valid.any():
-            raise ValueError("valid: no row of the batch is; there is nothing to learn from")
-        config = self.config
-        lr, critic_lr = self._rates()
-        set_lr(self.policy_optimizer, lr)
-        set_lr(self.critic_optimizer, critic_lr)
-        self.replay.add(batch, self.generator)
-        env_steps = self.replay.env_steps
-        due = gradient_steps_due(env_steps, config.memory.min_size, config.updates_per_step, self.updates)
-        measured = [self._step() for _ in range(due if self.replay.ready else 0)]
-        self.policy.warming.fill_(env_steps < config.warmup_steps)
-        self.policy.noise.fill_(value_at(config.exploration_noise, env_steps))
-        return losses.mean_measured(METRICS, measured) | {
-            "exploration_noise": value_at(config.exploration_noise, env_steps),
-            "lr": lr,
-            "gradient_steps": float(len(measured)),
-            "memory_size": float(len(self.replay)),
-        }
+        """As its parent's; the noise of acting follows the env steps besides."""
+        metrics = super().update(batch)
+        noise = value_at(self.config.exploration_noise, self.replay.env_steps)
+        self.policy.noise.fill_(noise)
+        return metrics | {"exploration_noise": noise}
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the future."""
@@ -214,12 +200,6 @@ class TD3:
         self.replay.load_state_dict(state["replay"])
         self.updates = state["updates"]
 
-    def _rates(self) -> tuple[float, float]:
-        """Learning rates of the policy and of the critics, at the env steps so far."""
-        lr = value_at(self.config.lr, self.replay.env_steps)
-        critic_lr = self.config.critic_lr
-        return lr, lr if critic_lr is None else value_at(critic_lr, self.replay.env_steps)
-
     def _step(self) -> Tensor:
         """One gradient step of the critics, and every so often of the rest; what was measured, as METRICS names it."""
         sample = self.replay.sample(self.config.memory.batch_size, self.generator)
@@ -246,23 +226,33 @@ class TD3:
     def _learn_critics(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """One step towards the target; the loss, and the critics' values [2, N] before it."""
         target = self._target(sample)
-        q = self.critics(sample.observation, sample.action).squeeze(-1)
-        loss = losses.ensemble_value_loss(q, target, sample.weight)
-        self.critic_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        loss, q = set_gradients(self.critics, sample.observation, target, sample.weight, action=sample.action)
         self.critic_optimizer.step()
         if self.config.memory.prioritized:
-            self.replay.update_priorities(sample.index, (q.detach() - target).abs().mean(0))
-        return loss.detach(), q.detach()
+            self.replay.update_priorities(sample.index, (q - target).abs().mean(0))
+        return loss, q
 
     def _learn_policy(self, observation: Tensor) -> Tensor:
         """One step up the first critic; the loss."""
-        loss: Tensor = -self.critics(observation, self.policy(observation), first=1).mean()
-        self.policy_optimizer.zero_grad()
-        # Of the policy's weights alone: the critics get no gradient from here, and it costs none.
-        loss.backward(inputs=self._policy_parameters)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        if self.policy.chain is not None and self.critics.chains:
+            loss = self._back_by_hand(self.policy.chain.there(observation), observation)
+        else:
+            loss = -self.critics(observation, self.policy(observation), first=1).mean()
+            self.policy_optimizer.zero_grad()
+            # Of the policy's weights alone: the critics get no gradient from here, and it costs none.
+            loss.backward(inputs=self._policy_parameters)
         self.policy_optimizer.step()
         return loss.detach()
+
+    @torch.no_grad()
+    def _back_by_hand(self, there: Pass, observation: Tensor) -> Tensor:
+        """The policy's gradients of minus the first critic, from its pass; that loss."""
+        action = there.output.tanh()
+        values = self.critics.there(observation, action, first=1)
+        first = torch.zeros(len(action), dtype=torch.int64)
+        by_action = values.slope(first, action.shape[1]) / -len(action)
+        there.back(by_action * (1.0 - action.square()))
+        return -values.output.mean()
 
 
 def build(
