@@ -12,7 +12,7 @@ operation. A Chain looks through the modules to the weights, which stay theirs. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -42,6 +42,10 @@ class Layer(Protocol):
     @property
     def bias(self) -> Tensor:
         """What it adds."""
+
+    @property
+    def _parameters(self) -> Mapping[str, Tensor | None]:
+        """Both by their names, as every module of torch holds them."""
 
 
 class Places:
@@ -138,7 +142,7 @@ class Chain:
 
     def _parameters(self) -> list[Tensor]:
         # What `layer.weight` finds too, but not before a module has looked for it elsewhere.
-        return [part for layer in self.layers for part in layer._parameters.values()]  # type: ignore[attr-defined]
+        return [part for layer in self.layers for part in layer._parameters.values() if part is not None]
 
     def _forward_few(self, inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         """The input of each layer, and the output."""
@@ -168,9 +172,12 @@ class Chain:
         return kept
 
 
-def backward(loss: Tensor, passes: Iterable[Pass]) -> None:
-    """Set the gradients of a loss by all weights under it: by autograd, and from the passes it stands on by hand."""
-    loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+def backward(loss: Tensor, passes: Iterable[Pass], inputs: Sequence[Tensor] | None = None) -> None:
+    """Set the gradients of a loss by all weights under it: by autograd, and from the passes it stands on by hand.
+
+    inputs: those that autograd is to find alone; None finds all.
+    """
+    loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]  # torch does not annotate it
     for one in passes:
         one.back()
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.bounded import BoundedForm, SquashedGaussian, bounded_form
-from longrein.learn.chain import Chain, Pass
+from longrein.learn.chain import Chain, Pass, backward
 from longrein.learn.critics import set_gradients
 from longrein.learn.distributions import RULED_OUT, Categorical, action_form
 from longrein.learn.eager import Adam
@@ -270,10 +270,7 @@ class SAC(OffPolicy):
             loss = -value.mean()
             self.policy_optimizer.zero_grad()
             # Of these alone: the critics get no gradient from here, and it costs none.
-            inputs = [one.output for one in passes] or list(self.policy.parameters())
-            loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]  # torch does not annotate it
-            for one in passes:
-                one.back()
+            backward(loss, passes, [one.output for one in passes] or list(self.policy.parameters()))
         if self.config.alpha is None:
             with torch.no_grad():  # its loss is a multiple of exp(log_alpha), and so its own derivative
                 self.log_alpha.grad = losses.temperature_loss(self.log_alpha, log_prob, self.target_entropy)
