@@ -82,8 +82,9 @@ def test_means_leave_out_what_was_not_measured() -> None:
     assert all(math.isnan(value) for value in losses.mean_measured(("a", "b"), []).values())
 
 
-def test_the_critics_learn_the_soft_bellman_target() -> None:
-    algorithm = sac(initial_alpha=0.3)
+@pytest.mark.parametrize("paid", [0.3, 0.0], ids=["entropy counts", "and does not"])
+def test_the_critics_learn_the_soft_bellman_target(paid: float) -> None:
+    algorithm = sac(initial_alpha=0.3, backup_entropy=paid > 0)
     drawn = sample(algorithm)
     algorithm.targets.load_state_dict(sac(seed=1).critics.state_dict())
     generator = torch.Generator()
@@ -91,7 +92,7 @@ def test_the_critics_learn_the_soft_bellman_target() -> None:
     with torch.no_grad():
         action, log_prob = algorithm.policy.distribution(drawn.next_observation).rsample(generator)
         q1, q2 = algorithm.targets(drawn.next_observation, action).squeeze(-1)
-        y = drawn.reward + drawn.discount * (torch.minimum(q1, q2) - 0.3 * log_prob)
+        y = drawn.reward + drawn.discount * (torch.minimum(q1, q2) - paid * log_prob)
         p1, p2 = algorithm.critics(drawn.observation, drawn.action).squeeze(-1)
         wanted = (0.5 * (p1 - y) ** 2).mean() + (0.5 * (p2 - y) ** 2).mean()
     loss, _ = algorithm._learn_critics(drawn, algorithm.alpha)
@@ -100,13 +101,14 @@ def test_the_critics_learn_the_soft_bellman_target() -> None:
     assert 0 < int((drawn.discount == 0).sum()) < 32
 
 
-def test_choices_learn_the_expected_target() -> None:
-    algorithm = sac(CHOICES, initial_alpha=0.3)
+@pytest.mark.parametrize("paid", [0.3, 0.0], ids=["entropy counts", "and does not"])
+def test_choices_learn_the_expected_target(paid: float) -> None:
+    algorithm = sac(CHOICES, initial_alpha=0.3, backup_entropy=paid > 0)
     drawn = sample(algorithm, CHOICES)
     with torch.no_grad():
         probs = algorithm.policy.head(algorithm.policy.torso(drawn.next_observation)).softmax(-1)
         q = algorithm.targets(drawn.next_observation).amin(0)
-        y = drawn.reward + drawn.discount * (probs * (q - 0.3 * probs.log())).sum(1)
+        y = drawn.reward + drawn.discount * (probs * (q - paid * probs.log())).sum(1)
         wanted = sum(
             (0.5 * (algorithm.critics(drawn.observation)[k][torch.arange(32), drawn.action] - y) ** 2).mean()
             for k in (0, 1)

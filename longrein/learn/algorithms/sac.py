@@ -70,6 +70,8 @@ class Config:
     is that in [-1, 1]), or `target_entropy_ratio` for choices."""
     target_entropy_ratio: float = 0.3
     """For choices: the entropy to hold, as a share of that of a uniform policy."""
+    backup_entropy: bool = True
+    """Whether the critics count the entropy that is still to come; without, the policy alone is paid for its own."""
 
     def __post_init__(self) -> None:
         if self.rollout_steps < 1:
@@ -244,9 +246,10 @@ class SAC(OffPolicy):
 
     def _learn_critics(self, sample: Sample, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """One step towards r + discount V(s'); the loss, and the critics' values [2, N] before it."""
+        paid = alpha if self.config.backup_entropy else torch.zeros_like(alpha)
         with torch.no_grad():
             seen, mask = self.policy.inputs.split(sample.next_observation)
-            next_value, _ = self._soft_value(self.targets, seen, self.policy.distribution(seen, mask), alpha)
+            next_value, _ = self._soft_value(self.targets, seen, self.policy.distribution(seen, mask), paid)
             target = sample.reward + sample.discount * next_value
         seen, _ = self.policy.inputs.split(sample.observation)
         taken = {"action": sample.action} if self.policy.form else {"choice": sample.action}
