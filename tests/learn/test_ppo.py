@@ -138,6 +138,14 @@ def test_the_successors_value_is_asked_only_where_an_episode_does_not_go_on() ->
     torch.testing.assert_close(rows.target, 1.0 + 0.9 * successor)
 
 
+def test_a_box_is_drawn_with_the_deviation_asked_for() -> None:
+    box = Box(-1.0, 1.0, (3,))
+    algorithm = PPO(Config(initial_log_std=-2.0), box, box, 0)
+    drawn, _ = algorithm.policy.act(np.zeros((4_000, 3), np.float32), generator=torch.Generator().manual_seed(0))
+    assert drawn.std(0) == pytest.approx(np.exp(-2.0), rel=0.05)
+    PPO(Config(initial_log_std=-2.0), box, probes.Imitate.action_space, 0)  # choices have none
+
+
 def test_one_space_may_be_everything() -> None:
     class Image(probes.Probe):
         observation_space = Dict(eye=Box(0, 255, (36, 36, 1), np.uint8), arm=Box(-1, 1, (2,)))  # type: ignore[assignment]  # wider than Probe's

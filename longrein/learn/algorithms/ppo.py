@@ -75,6 +75,8 @@ class Config:
     """Whether rewards are divided by the running deviation of the discounted return."""
     normal_clip: float = 10.0
     """Deviations to which normalised observations and scaled rewards are clipped."""
+    initial_log_std: float = 0.0
+    """Logarithm of the deviation, in units of the action, with which a Box's numbers are drawn at the start."""
     shared: bool = False
     """Whether policy and value share one torso (and recurrent layer), rather than having one each."""
     net: Net = Net()
@@ -112,6 +114,8 @@ class Policy(nn.Module):
         self.net = policy_value.make_policy_value(
             seen, action_space, self.form, config.net, shared=config.shared, generator=generator
         )
+        if self.net.log_std is not None:
+            nn.init.constant_(self.net.log_std, config.initial_log_std)
 
     def encode(self, observation: Any) -> NDArray[np.generic]:
         """Observations of B environments, as the vector environment batches them -> [B, ...], masks included."""
