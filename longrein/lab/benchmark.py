@@ -186,6 +186,7 @@ def run(benchmark: Benchmark, data: Path, *, processes: int | None = None, on_pr
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {error}", hint="give another folder for run data") from error
     records.record_process(folder)
+    _adopt(folder, benchmark)
     records.write_json(folder / "benchmark.json", {
         "name": benchmark.name, "fingerprint": benchmark.fingerprint, "seeds": benchmark.seeds,
         "entries": [vars(entry) for entry, _ in benchmark.specs],
@@ -213,6 +214,32 @@ def _finished(folder: Path, benchmark: Benchmark) -> Outcome:
     records.record_end(folder)
     missing = sum(len(_missing(folder, entry, benchmark.seeds)) for entry, _ in benchmark.specs)
     return Outcome(folder, missing, len(benchmark_results.read(folder).failures))
+
+
+def _adopt(folder: Path, benchmark: Benchmark) -> None:
+    """Take over results of the same settings, from before some of them existed: those are at their defaults."""
+    for old in records.read_json(folder / "benchmark.json").get("entries", []):
+        before = Entry(**old)
+        for entry, _ in benchmark.specs:
+            same = (before.spec, before.env) == (entry.spec, entry.env)
+            if same and before.fingerprint != entry.fingerprint and _resolved(before) == entry.fingerprint:
+                _rename(before.folder(folder), entry.folder(folder), entry.fingerprint)
+
+
+def _resolved(entry: Entry) -> str | None:
+    """The fingerprint that an entry's settings have today; None where they are settings no more."""
+    try:
+        return specs.from_plain(entry.spec, entry.plain).fingerprint
+    except SpecError:
+        return None
+
+
+def _rename(before: Path, after: Path, fingerprint: str) -> None:
+    if after.exists() or not before.exists():
+        return
+    for path in before.glob("seed_*.json"):  # first, so that what is cut off here begins anew
+        records.write_text(path, json.dumps(records.read_json(path) | {"fingerprint": fingerprint}) + "\n")
+    before.rename(after)
 
 
 def _missing(folder: Path, entry: Entry, seeds: tuple[int, ...]) -> list[int]:

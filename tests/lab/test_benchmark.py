@@ -211,6 +211,43 @@ def test_another_spec_of_the_same_name_is_run_anew(files: Path, trials: list[tup
     assert trials[:2] == [("small", 0), ("small", 1)]
 
 
+def as_before(folder: Path, fingerprint: str, **clip: Any) -> Path:
+    """Make the results of `small` those of a version without PPO's setting `clip`, or with another one."""
+    about = json.loads((folder / "benchmark.json").read_text())
+    old = about["entries"][0]
+    del old["plain"]["agent"]["algorithm"]["clip"]
+    old["plain"]["agent"]["algorithm"] |= clip
+    before = benchmark_results.Entry(**old).folder(folder)
+    old["fingerprint"] = fingerprint
+    (folder / "benchmark.json").write_text(json.dumps(about))
+    after = benchmark_results.Entry(**old).folder(folder)
+    before.rename(after)
+    return after
+
+
+def test_results_from_before_a_setting_existed_are_taken_over(files: Path, trials: list[tuple[str, int]]) -> None:
+    asked = benchmark.load(files / "bench.yaml")
+    folder = benchmark.run(asked, files / "data").folder
+    old = as_before(folder, "0123456789abcdef")
+    assert benchmark.run(asked, files / "data").missing == 0
+    assert trials[4:] == [("chance", 1)]  # which had died
+    assert not old.exists()
+    kept = json.loads((asked.specs[0][0].folder(folder) / "seed_1.json").read_text())
+    assert kept["fingerprint"] == asked.specs[0][0].fingerprint
+    assert kept["episodes"]["return"] == [11] * 20 + [31] * 20
+
+
+@pytest.mark.parametrize("setting", [{"clip": 0.3}, {"clap": 0.2}], ids=["another value", "a setting no more"])
+def test_other_results_are_not(files: Path, trials: list[tuple[str, int]], setting: dict[str, float]) -> None:
+    asked = benchmark.load(files / "bench.yaml")
+    folder = benchmark.run(asked, files / "data").folder
+    del trials[:]
+    old = as_before(folder, "0123456789abcdef", **setting)
+    benchmark.run(asked, files / "data")
+    assert trials[:2] == [("small", 0), ("small", 1)]
+    assert old.exists()
+
+
 def test_table_and_pictures_are_made_of_the_data_files(files: Path, trials: list[tuple[str, int]]) -> None:
     asked = benchmark.load(files / "bench.yaml")
     benchmark.run(asked, files / "data")
