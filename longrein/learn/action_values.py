@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
-from longrein.learn.arrays import Views
+from longrein.learn.arrays import Views, as_arrays
 from longrein.learn.chain import Chain, Pass
 from longrein.learn.distributions import action_form
 from longrein.learn.exploration import allowed, boltzmann, epsilon_greedy, quick_epsilon_greedy
@@ -174,7 +174,7 @@ class ValuePolicy(nn.Module):
         self.noisy = head.noisy != "none"
         self._first = int(action_space.start)
         self.register_buffer("exploration", torch.tensor(exploration, dtype=torch.float64))
-        self._read = Views()
+        self._read = Views(as_arrays)
 
     def encode(self, observation: Any) -> NDArray[np.generic]:
         """Observations of B environments, as the vector environment batches them -> [B, ...]."""

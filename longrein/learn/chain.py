@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from functools import partial
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from longrein.learn.arrays import Views
 from longrein.learn.torsos import Flat, Torso
 
 # Within these OpenBLAS takes one thread (a product of a row, or of several), as torch does in a session.
@@ -48,28 +50,20 @@ class Layer(Protocol):
         """Both by their names, as every module of torch holds them."""
 
 
-class Places:
-    """Where the layers' weights lie, or their gradients: found anew only when they have moved."""
+class Places(NamedTuple):
+    """Where the layers' weights lie, or their gradients."""
 
-    def __init__(self) -> None:
-        self.at: list[int] = []
-        self.pairs: list[tuple[Tensor, Tensor]] = []  # weight [inputs, outputs] and bias [outputs] of each layer
-        self.arrays: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []  # the same memory
+    pairs: list[tuple[Tensor, Tensor]]
+    """Weight [inputs, outputs] and bias [outputs] of each layer."""
+    arrays: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    """The same memory."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies, and those in other processes, have weights of their own to look at."""
-        return Places, ()
 
-    def look(self, tensors: list[Tensor], copy: int | None) -> Self:
-        """At weight and bias of each layer in turn; of one copy of several."""
-        # An optimizer changes weights where they lie; whoever shares or flattens them moves them.
-        at = [tensor.data_ptr() for tensor in tensors]
-        if at != self.at:
-            each = zip(tensors[::2], tensors[1::2], strict=True)
-            pairs = [_of_one(weight.detach(), bias.detach(), copy) for weight, bias in each]
-            self.pairs, self.arrays = pairs, [(weight.numpy(), bias.numpy()) for weight, bias in pairs]
-            self.at = at  # last: another thread may look in between
-        return self
+def _places(copy: int | None, tensors: list[Tensor]) -> Places:
+    """Of weight and bias of each layer in turn; of one copy of several."""
+    each = zip(tensors[::2], tensors[1::2], strict=True)
+    pairs = [_of_one(weight.detach(), bias.detach(), copy) for weight, bias in each]
+    return Places(pairs, [(weight.numpy(), bias.numpy()) for weight, bias in pairs])
 
 
 def _of_one(weight: Tensor, bias: Tensor, copy: int | None) -> tuple[Tensor, Tensor]:
@@ -87,7 +81,7 @@ class Chain:
         self.tanh = tanh  # or relu, between the layers
         self._copy = copy
         self._largest = max(math.prod(layer.weight.shape[-2:]) for layer in layers)
-        self._weights, self._gradients = Places(), Places()
+        self._weights, self._gradients = Views(partial(_places, copy)), Views(partial(_places, copy))
 
     @classmethod
     def of(cls, torso: nn.Module, head: nn.Module) -> Self | None:
@@ -129,7 +123,7 @@ class Chain:
 
     def weights(self) -> Places:
         """Where the weights lie."""
-        return self._weights.look(self._parameters(), self._copy)
+        return self._weights.of(self._parameters())
 
     def gradients(self) -> Places:
         """Where their gradients go; those that are not there yet are made."""
@@ -138,7 +132,7 @@ class Chain:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         places = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        return self._gradients.look(places, self._copy)
+        return self._gradients.of(places)
 
     def _parameters(self) -> list[Tensor]:
         # What `layer.weight` finds too, but not before a module has looked for it elsewhere.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longrein.learn.arrays import Views
+from longrein.learn.arrays import Arrays, Views
 
 _ONE = torch.tensor(1.0)  # torch makes a tensor of a plain number for each tensor that it is added to
 
@@ -95,7 +95,7 @@ class Adam(Eager, torch.optim.Adam):
         )
 
 
-def quick_adam(optimizer: Adam, views: Views) -> None:
+def quick_adam(optimizer: Adam, views: Views[Arrays]) -> None:
     """`step` of an optimizer of one parameter with few numbers, by NumPy: torch takes as long to begin each operation.
 
     views: the optimizer's own, to look at what it steps.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from longrein.learn.arrays import Views
+from longrein.learn.arrays import Views, as_arrays
 from longrein.learn.eager import Adam, Eager, quick_adam
 from longrein.learn.optimizers import FlatParameters, make_optimizer, optimizer_classes, set_lr
 
@@ -59,7 +59,7 @@ def test_adam_steps_as_torchs_does(settings: dict[str, Any]) -> None:
 def test_quick_adam_steps_as_torchs_does(settings: dict[str, Any]) -> None:
     ours, theirs = parameters()[:1], parameters()[:1]
     quick = Adam(ours, lr=0.1, fused=True, **settings)
-    views = Views()
+    views = Views(as_arrays)
     other = torch.optim.Adam(theirs, lr=0.1, **settings)
     for number in range(60):
         gradient = torch.randn(ours[0].shape, generator=torch.Generator().manual_seed(number)) * 10.0 ** (

@@ -20,7 +20,7 @@ from torch import Tensor
 from longrein.errors import SpecError
 from longrein.learn import losses
 from longrein.learn.action_values import ActionValues, Head, ValuePolicy
-from longrein.learn.arrays import Views
+from longrein.learn.arrays import Views, as_arrays
 from longrein.learn.batch import Batch
 from longrein.learn.chain import Chain, backward
 from longrein.learn.eager import Adam, quick_adam
@@ -161,7 +161,7 @@ class DQN:
         self.target.requires_grad_(False)
         # 1.5e-4, as Rainbow has it: with 1e-8 a weight whose gradient is nearly 0 would still take whole steps.
         self.optimizer = Adam([self._online.whole], lr=value_at(config.lr, 0), eps=1.5e-4, fused=True)
-        self._stepped = Views()  # what the optimizer has
+        self._stepped = Views(as_arrays)  # what the optimizer has
 
     @property
     def rollout_steps(self) -> int:
