@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+FIELDS = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "valid")
+"""Of a transition, in their order; extras are apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         leading = self.reward.shape
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extras"}
+        arrays = {name: getattr(self, name) for name in FIELDS}
         for name, array in arrays.items() | {(f"extras.{key}", value) for key, value in self.extras.items()}:
             if array.shape[: len(leading)] != leading:
                 raise ValueError(

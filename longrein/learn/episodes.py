@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longrein.learn.batch import Batch
-
-FIELDS = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "valid")
+from longrein.learn.batch import FIELDS, Batch
 
 
 class EpisodeStore:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longrein.learn.batch import Batch
-from longrein.learn.replay import FIELDS, SequenceReplay
+from longrein.learn.batch import FIELDS, Batch
+from longrein.learn.sequence_replay import SequenceReplay
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrein.learn.batch import Batch, Transition
-
-FIELDS = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "valid")
+from longrein.learn.batch import FIELDS, Batch, Transition
 
 
 class Rollout:

@@ -28,7 +28,8 @@ from longrein.lab.channel import PREFIX
 from longrein.lab.session import Progress, SessionSettings, run_session, seed_of
 from longrein.lab.topology import Topology
 from longrein.learn import algorithms
-from longrein.learn.rollout import FIELDS, Rollout, batch_of
+from longrein.learn.batch import FIELDS
+from longrein.learn.rollout import Rollout, batch_of
 
 TURNS = Topology(actors=1, ahead=0)
 

@@ -7,7 +7,8 @@ import torch
 
 from longrein.learn.batch import Batch
 from longrein.learn.fragments import Fragments, replays, scaled, without_invalid
-from longrein.learn.replay import Memory, SequenceReplay
+from longrein.learn.replay import Memory
+from longrein.learn.sequence_replay import SequenceReplay
 
 
 def batch(steps: int = 4, envs: int = 3, first: float = 0.0, valid: torch.Tensor | None = None) -> Batch:

@@ -15,8 +15,9 @@ from torch import Tensor
 from longrein.errors import SpecError
 from longrein.learn.batch import Batch
 from longrein.learn.priorities import SumTree
-from longrein.learn.replay import Memory, Replay, SequenceReplay
+from longrein.learn.replay import Memory, Replay
 from longrein.learn.schedules import Linear
+from longrein.learn.sequence_replay import SequenceReplay
 
 GAMMA = 0.9
 

@@ -16,7 +16,7 @@ from longrein.lab.evaluation import evaluate
 from longrein.lab.experiment import run_trial
 from longrein.lab.spec import from_plain
 from longrein.learn import algorithms
-from longrein.learn.rollout import FIELDS
+from longrein.learn.batch import FIELDS
 from longrein.link.makers import native
 
 MODES = {"same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED}

@@ -27,8 +27,9 @@ from longrein.learn.batch import Batch
 from longrein.learn.fragments import Fragments, replays, scaled, without_invalid
 from longrein.learn.natural import Natural, NaturalGradient, section
 from longrein.learn.optimizers import FlatParameters, look_at, set_lr
-from longrein.learn.replay import Memory, SequenceReplay
+from longrein.learn.replay import Memory
 from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.sequence_replay import SequenceReplay
 from longrein.learn.shared_weights import (
     OPTIMIZERS,
     Shared,

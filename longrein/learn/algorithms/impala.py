@@ -23,9 +23,10 @@ from longrein.learn.batch import Batch
 from longrein.learn.fragments import Fragments, replays, scaled, without_invalid
 from longrein.learn.natural import Natural, NaturalGradient, networks, section
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
-from longrein.learn.replay import Memory, SequenceReplay
+from longrein.learn.replay import Memory
 from longrein.learn.returns import vtrace
 from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.sequence_replay import SequenceReplay
 from longrein.learn.torsos import Net
 
 __all__ = ["ACTION_SPACES", "IMPALA", "Config", "Policy", "build"]
