@@ -87,6 +87,7 @@ class PolicyValue(nn.Module):
         self.critic_chain = None
         if self.critic_stem is not None and not self.state_size:
             self.critic_chain = Chain.of(self.critic_stem.torso, self.critic)
+        self.joint = shared and not self.state_size and self.actor_chain is None  # `evaluate` costs what `act` does
 
     def act(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Inputs [N, ...], state [N, state_size] -> the distribution's numbers [N, P], and the next state."""
@@ -162,6 +163,7 @@ class OwnModel(nn.Module):
     """
 
     state_size = 0
+    joint = True  # `evaluate` costs what `act` does
 
     def __init__(
         self,
@@ -263,19 +265,21 @@ def values(
     ends: tuple[Tensor, Tensor],
     state: Tensor | None = None,
     begin: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Values of a rollout's rows [T, B, ...] and of their true successors, each [T, B], without gradient.
 
     ends: bool [T, B] of those M rows whose successor is not the next row, and its inputs [M, ...]; V(s'_t) of the
     others is V(s_{t+1}), which is there already. Of a recurrent network also the state before the first row, and
     bool [T, B] where states begin. The last row's successor is without meaning unless it is among the ends.
+    known: the rows' values [T, B], where one who is not recurrent has them already.
     """
     if isinstance(network, PolicyValue) and network.state_size:
         assert state is not None
         assert begin is not None
         return network.value_sequences(inputs, ends, state, begin)
     at, successor = ends
-    value = _in_parts(network, inputs.flatten(0, 1)).view(inputs.shape[:2])
+    value = _in_parts(network, inputs.flatten(0, 1)).view(inputs.shape[:2]) if known is None else known
     next_value = torch.cat([value[1:], torch.zeros_like(value[:1])])
     if len(successor):
         next_value[at] = _in_parts(network, successor)

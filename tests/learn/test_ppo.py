@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,8 @@ from gymnasium.spaces import Box, Dict
 from learn import probes
 from torch import nn
 
+from longrein.learn.algorithms import appo
+from longrein.learn.algorithms.appo import APPO
 from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.batch import Batch
 from longrein.learn.distributions import Categorical
@@ -26,6 +29,15 @@ def one_thread() -> None:
 
 def build(seed: int = 0, make: type[probes.Probe] = probes.Imitate, **settings: Any) -> PPO:
     return PPO(Config(**settings), make.observation_space, make.action_space, seed)
+
+
+class Seen(probes.Endless):
+    """A picture that changes with time."""
+
+    observation_space = Box(0, 255, (10, 10, 2), np.uint8)  # type: ignore[assignment]  # wider than Probe's
+
+    def observation(self) -> Any:
+        return np.random.default_rng(self.time).integers(0, 256, (10, 10, 2), np.uint8)
 
 
 def test_flat_parameters_are_stepped_as_separate_ones() -> None:
@@ -144,6 +156,24 @@ def test_a_box_is_drawn_with_the_deviation_asked_for() -> None:
     drawn, _ = algorithm.policy.act(np.zeros((4_000, 3), np.float32), generator=torch.Generator().manual_seed(0))
     assert drawn.std(0) == pytest.approx(np.exp(-2.0), rel=0.05)
     PPO(Config(initial_log_std=-2.0), box, probes.Imitate.action_space, 0)  # choices have none
+
+
+@pytest.mark.parametrize("make", [PPO, APPO])
+def test_values_of_the_acting_pass_are_those_of_the_rollout(make: type[PPO], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"rollout_steps": 4, "lr": 0.0, "shared": True, "net": Net((16,), image="minatar")}
+    config = appo.Config(**settings) if make is APPO else Config(**settings)  # type: ignore[arg-type]
+    algorithm = make(config, Seen.observation_space, Seen.action_space, 0)  # type: ignore[arg-type]
+    (batch,) = probes.batches(probes.vector(Seen, 3), algorithm, 1)
+    given = batch.extras["value"]
+    assert given.std() > 0
+    passes: list[int] = []
+    value = algorithm.policy.net.value
+    monkeypatch.setattr(algorithm.policy.net, "value", lambda rows: (passes.append(len(rows)), value(rows))[1])
+    torch.testing.assert_close(algorithm._rows(batch)[0].value, given.flatten())
+    # Without lag the rows' own need no other pass: those of the successors of the last rows are all that is asked for.
+    assert sum(passes) == (3 if make is PPO else 3 + 12)
+    bare = dataclasses.replace(batch, extras={"log_prob": batch.extras["log_prob"]})
+    torch.testing.assert_close(algorithm._rows(bare)[0].value, given.flatten())
 
 
 def test_one_space_may_be_everything() -> None:

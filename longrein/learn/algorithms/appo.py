@@ -88,6 +88,10 @@ class APPO(ppo.PPO):
         self.target.load_state_dict(state["target"])
         self.batches = state["batches"]
 
+    def _known(self, batch: Batch) -> Tensor | None:
+        """None: the policy that acted may have been an older one."""
+        return None
+
     def _credit(
         self, batch: Batch, reward: Tensor, value: Tensor, next_value: Tensor, memory: Memory | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:

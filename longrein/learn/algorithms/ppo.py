@@ -135,8 +135,8 @@ class Policy(nn.Module):
     ) -> tuple[NDArray[np.generic], dict[str, NDArray[np.generic]]]:
         """Encoded observations [B, ...], state [B, S] of a recurrent policy (zeros if left out) -> actions [B, ...].
 
-        Extras: log_prob [B] of the policy that acted; where it is recurrent also `state`, as it was given, and
-        `next_state`, for the next step of those episodes that go on.
+        Extras: log_prob [B] of the policy that acted; `value` [B] where the same pass gives it; where it is recurrent
+        also `state`, as it was given, and `next_state`, for the next step of those episodes that go on.
         """
         if not deterministic and self.normaliser is None and not self.inputs.choices:
             chosen = policy_value.quick_choice(self.net, self.form, observation, generator)
@@ -145,10 +145,15 @@ class Policy(nn.Module):
         if state is None:
             state = self.initial_state(len(observation))
         inputs, mask = self.split(torch.from_numpy(observation))
-        numbers, next_state = self.net.act(inputs, None if state is None else torch.from_numpy(state))
+        extras: dict[str, NDArray[np.generic]] = {}
+        if self.net.joint:
+            (numbers, value), next_state = self.net.evaluate(inputs), None
+            extras["value"] = value.numpy()
+        else:
+            numbers, next_state = self.net.act(inputs, None if state is None else torch.from_numpy(state))
         distribution = self.distribution(numbers, mask)
         action = distribution.mode() if deterministic else distribution.sample(generator)
-        extras: dict[str, NDArray[np.generic]] = {"log_prob": distribution.log_prob(action).numpy()}
+        extras["log_prob"] = distribution.log_prob(action).numpy()
         if state is not None and next_state is not None:
             extras |= {"state": state, "next_state": next_state.numpy()}
         return action.numpy(), extras
@@ -253,15 +258,20 @@ class PPO:
         # The others' successor is the next row, or has no value.
         ends = batch.valid & ~batch.terminated & ~continues(batch.done, batch.valid)
         successor, _ = self.policy.split(batch.next_observation[ends])
-        memory = None
+        memory, state, begin = None, None, None
         if self.policy.net.state_size:
-            memory = Memory(batch.extras["state"][0], begins(batch.done, batch.valid), batch.valid)
+            state, begin = batch.extras["state"][0], begins(batch.done, batch.valid)
+            memory = Memory(state, begin, batch.valid)
         value, next_value = policy_value.values(
-            self.policy.net, inputs, (ends, successor), *((memory.state, memory.begin) if memory is not None else ())
+            self.policy.net, inputs, (ends, successor), state, begin, known=self._known(batch)
         )
         log_prob, weight, advantage, target = self._credit(batch, reward, value, next_value, memory)
         rows = Rows(inputs, mask, batch.action, log_prob, weight, value, advantage, target)
         return (rows if memory is not None else rows.those(batch.valid)), memory
+
+    def _known(self, batch: Batch) -> Tensor | None:
+        """The rows' values [T, B], where `act` gave them: its weights were those of now."""
+        return batch.extras.get("value")
 
     def _credit(
         self, batch: Batch, reward: Tensor, value: Tensor, next_value: Tensor, memory: Memory | None
