@@ -174,6 +174,13 @@ def test_target_entropies() -> None:
     assert sac(CHOICES, target_entropy=0.1).target_entropy == 0.1
 
 
+def test_a_given_temperature_follows_its_schedule() -> None:
+    algorithm = sac(alpha=Linear(2.0, 0.0, 128))
+    assert float(algorithm.alpha) == 2.0
+    assert algorithm.update(synthetic.batch(16, 4, actions=2))["alpha"] == 1.0  # after 64 env steps
+    assert len(algorithm._policy_parameters) == len(list(algorithm.policy.parameters()))  # none is learnt beside it
+
+
 @pytest.mark.parametrize("space", [BOX, CHOICES], ids=str)
 def test_the_temperature_finds_the_target_entropy(space: gymnasium.Space[Any]) -> None:
     # Nothing to gain: the policy would stay uniform, and the temperature falls until it need not be.

@@ -25,7 +25,7 @@ from longrein.learn.ensemble import Ensemble, Renorm
 from longrein.learn.inputs import Inputs
 from longrein.learn.off_policy import OffPolicy
 from longrein.learn.replay import Memory, Replay, Sample
-from longrein.learn.schedules import Schedule
+from longrein.learn.schedules import Schedule, value_at
 from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type, ...] = (Box,)
@@ -63,7 +63,7 @@ class Config:
     """Share of the running statistics that one gradient step keeps."""
     renorm_warmup: int = 100_000
     """Gradient steps of plain batch normalization before renormalization begins."""
-    alpha: float | None = None
+    alpha: Schedule | None = None
     """Temperature, in reward units per nat; None learns it."""
     initial_alpha: float = 1.0
     """Temperature from which learning it starts."""
@@ -86,7 +86,7 @@ class Config:
         for name in ("warmup_steps", "renorm_warmup"):
             if getattr(self, name) < 0:
                 raise SpecError(f"crossq.{name}", f"must not be negative, got {getattr(self, name)}")
-        if self.alpha is not None and self.alpha < 0:
+        if isinstance(self.alpha, int | float) and self.alpha < 0:
             raise SpecError("crossq.alpha", f"must not be negative, got {self.alpha}", hint="leave it out to learn it")
         if self.net.recurrent != "none":
             raise SpecError("net.recurrent", "crossq has no recurrent policy", hint="recurrent: none, or take ppo")
@@ -215,7 +215,9 @@ class CrossQ(OffPolicy):
     @property
     def alpha(self) -> Tensor:
         """The temperature now, without gradient: a scalar."""
-        return self.log_alpha.detach().exp() if self.config.alpha is None else torch.tensor(self.config.alpha)
+        if self.config.alpha is None:
+            return self.log_alpha.detach().exp()
+        return torch.tensor(float(value_at(self.config.alpha, self.replay.env_steps)))
 
     def _step(self) -> Tensor:
         """One gradient step of the critics, and every so often of the rest; what was measured, as METRICS names it."""

@@ -31,7 +31,7 @@ from longrein.learn.networks import orthogonal
 from longrein.learn.off_policy import OffPolicy
 from longrein.learn.replay import Memory, Replay, Sample
 from longrein.learn.returns import expected_soft_value
-from longrein.learn.schedules import Schedule
+from longrein.learn.schedules import Schedule, value_at
 from longrein.learn.torsos import Net, make_torso
 
 ACTION_SPACES: tuple[type, ...] = (Box, Discrete)
@@ -61,7 +61,7 @@ class Config:
     """Adam's learning rate for the critics; None takes `lr`."""
     tau: float = 0.005
     """Share of the way that the target critics go to the critics in each gradient step."""
-    alpha: float | None = None
+    alpha: Schedule | None = None
     """Temperature, in reward units per nat; None learns it."""
     initial_alpha: float = 1.0
     """Temperature from which learning it starts."""
@@ -82,7 +82,7 @@ class Config:
         for name in ("gamma", "tau", "target_entropy_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SpecError(f"sac.{name}", f"must lie between 0 and 1, got {getattr(self, name)}")
-        if self.alpha is not None and self.alpha < 0:
+        if isinstance(self.alpha, int | float) and self.alpha < 0:
             raise SpecError("sac.alpha", f"must not be negative, got {self.alpha}", hint="leave it out to learn it")
         if self.warmup_steps < 0:
             raise SpecError("sac.warmup_steps", f"must not be negative, got {self.warmup_steps}")
@@ -231,7 +231,9 @@ class SAC(OffPolicy):
     @property
     def alpha(self) -> Tensor:
         """The temperature now, without gradient: a scalar."""
-        return self.log_alpha.detach().exp() if self.config.alpha is None else torch.tensor(self.config.alpha)
+        if self.config.alpha is None:
+            return self.log_alpha.detach().exp()
+        return torch.tensor(float(value_at(self.config.alpha, self.replay.env_steps)))
 
     def _step(self) -> Tensor:
         """One gradient step of everything; what was measured, as METRICS names it."""
