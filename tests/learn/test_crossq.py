@@ -47,8 +47,9 @@ def statistics(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 # ----------------------------------------------------------------------------------------------------------- equations
 
 
-def test_the_critics_learn_from_both_ends_in_one_batch() -> None:
-    algorithm = crossq(initial_alpha=0.3)
+@pytest.mark.parametrize("paid", [0.3, 0.0], ids=["entropy counts", "and does not"])
+def test_the_critics_learn_from_both_ends_in_one_batch(paid: float) -> None:
+    algorithm = crossq(initial_alpha=0.3, backup_entropy=paid > 0)
     drawn = sample(algorithm)
     twin = copy.deepcopy(algorithm.critics)
     generator = torch.Generator()
@@ -57,7 +58,7 @@ def test_the_critics_learn_from_both_ends_in_one_batch() -> None:
     # The statistics are those of the 64 rows together: two passes of 32 would give others.
     seen = torch.cat([drawn.observation, drawn.next_observation])
     both = twin(seen, torch.cat([drawn.action, action]), train=True).squeeze(-1)
-    y = (drawn.reward + drawn.discount * (both[:, 32:].min(0).values - 0.3 * log_prob)).detach()
+    y = (drawn.reward + drawn.discount * (both[:, 32:].min(0).values - paid * log_prob)).detach()
     wanted = (0.5 * (both[0, :32] - y) ** 2).mean() + (0.5 * (both[1, :32] - y) ** 2).mean()
     gradients = torch.autograd.grad(wanted, list(twin.parameters()))
     loss, _ = algorithm._learn_critics(drawn, algorithm.alpha)

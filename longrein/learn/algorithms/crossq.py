@@ -70,6 +70,8 @@ class Config:
     target_entropy: float | None = None
     """Nats of entropy (of the density in [-1, 1]) that a learnt temperature holds; None takes minus one a number of
     the action."""
+    backup_entropy: bool = True
+    """Whether the critics count the entropy that is still to come; without, the policy alone is paid for its own."""
 
     def __post_init__(self) -> None:
         for name in ("rollout_steps", "policy_delay"):
@@ -233,6 +235,7 @@ class CrossQ(OffPolicy):
 
     def _learn_critics(self, sample: Sample, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """One step towards r + discount V(s'); the loss, and the critics' values [2, N] before it."""
+        paid = alpha if self.config.backup_entropy else torch.zeros_like(alpha)
         with torch.no_grad():
             next_action, log_prob = self.policy.distribution(sample.next_observation).rsample(self.generator)
         # Both ends in one batch: its statistics are those of the mixture, so that neither end is out of distribution.
@@ -242,7 +245,7 @@ class CrossQ(OffPolicy):
             train=True,
         )
         q, next_q = both.squeeze(-1).chunk(2, 1)
-        target = sample.reward + sample.discount * (next_q.detach().amin(0) - alpha * log_prob)
+        target = sample.reward + sample.discount * (next_q.detach().amin(0) - paid * log_prob)
         loss = losses.ensemble_value_loss(q, target, sample.weight)
         self.critic_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
