@@ -29,6 +29,7 @@ from longrein.lab import baseline, benchmark_results, records, report
 from longrein.lab import spec as specs
 from longrein.lab.benchmark_results import Entry
 from longrein.lab.experiment import open_envs, run_trial
+from longrein.lab.processes import refuse_running
 from longrein.lab.session import Progress
 from longrein.lab.spec import Source, Spec
 
@@ -178,13 +179,15 @@ def run(benchmark: Benchmark, data: Path, *, processes: int | None = None, on_pr
 
     Stopped at any moment and started again, it goes on: a session's result is kept as soon as its trial has ended, and
     sessions that ended in a trial that was killed are found in its folder. One that died is run again next time.
-    on_progress: called with an entry's label and how far one of its sessions is. Raises SpecError, RunError.
+    on_progress: called with an entry's label and how far one of its sessions is. Raises SpecError; RunError,
+    also when another process runs this benchmark into the same folder.
     """
     folder = data / f"{benchmark_results.slug(benchmark.name)}_benchmark"
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {error}", hint="give another folder for run data") from error
+    refuse_running(folder)
     records.record_process(folder)
     _adopt(folder, benchmark)
     records.write_json(folder / "benchmark.json", {

@@ -17,7 +17,7 @@ from typing import Any
 from longrein.errors import Error, RoleDied, RunError
 from longrein.lab import actor, aeb, plots, sinks, trial_fitness
 from longrein.lab.baseline import kept, measure_missing
-from longrein.lab.processes import process_of
+from longrein.lab.processes import refuse_running
 from longrein.lab.records import create_run, env_label, record_end, record_process, spec_of, title_of, write_json
 from longrein.lab.session import Progress, SessionResult, SessionSettings, result_of, run_session
 from longrein.lab.spec import EnvSpec, Spec, from_plain
@@ -172,9 +172,7 @@ def _taken_up(run: Path, spec: Spec) -> Path:
     name, plain = spec_of(run)
     if from_plain(name, plain).fingerprint != spec.fingerprint:
         raise RunError(f"{run} was made by another spec than {spec.name}", hint=f"longrein run --resume {run}")
-    by = process_of(run)
-    if by is not None and by.state == "running" and by.pid != os.getpid():
-        raise RunError(f"{run} still runs, in process {by.pid}", hint=f"longrein stop {run}")
+    refuse_running(run)
     record_process(run)
     return run
 

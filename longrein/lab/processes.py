@@ -85,6 +85,13 @@ def process_of(folder: Path) -> Process | None:
         raise RunError(f"{path} names no process: {error!r}", hint="end the run by hand, and remove the file") from None
 
 
+def refuse_running(folder: Path) -> None:
+    """Raise RunError when another process of this machine runs the folder: two would remove each other's work."""
+    by = process_of(folder)
+    if by is not None and by.state == "running" and by.pid != os.getpid():
+        raise RunError(f"{folder} still runs, in process {by.pid}", hint=f"longrein stop {folder}")
+
+
 def running(data: Path) -> list[Path]:
     """Folders below `data` whose process is alive on this machine: schedules, then runs, searches and benchmarks."""
     marks = [*sorted(data.glob("schedules/*/process.json")), *sorted(data.glob("*/process.json"))]

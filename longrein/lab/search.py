@@ -28,7 +28,7 @@ from longrein.errors import Error, RunError, SpecError
 from longrein.lab import plots, ray_cluster, records, report, search_table
 from longrein.lab.baseline import measure_missing
 from longrein.lab.experiment import open_envs
-from longrein.lab.processes import process_of
+from longrein.lab.processes import refuse_running
 from longrein.lab.schedule import INTERRUPTED
 from longrein.lab.search_space import Drawn, Space, clipped, decoded, encoded, space_of
 from longrein.lab.search_table import Experiment, Row, Status
@@ -97,9 +97,7 @@ def resume_search(
     Raises RunError when the folder is no search, or its search still runs.
     """
     search_table.read(folder)
-    by = process_of(folder)
-    if by is not None and by.state == "running" and by.pid != os.getpid():
-        raise RunError(f"{folder} still runs, in process {by.pid}", hint=f"longrein stop {folder}")
+    refuse_running(folder)
     spec = from_plain(*records.spec_of(folder))
     if address:
         _reach(address)

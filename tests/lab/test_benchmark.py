@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from lab import small
 from lab.written import write_session
@@ -184,6 +186,24 @@ def test_it_begins_nothing_more_when_the_sessions_ended_before_they_heard(
     outcome = benchmark.run(benchmark.load(files / "bench.yaml"), files / "data", processes=2)
     assert outcome.missing == 2
     assert not (outcome.folder / "results" / "chance").exists()
+
+
+def test_two_do_not_run_it_into_one_folder(files: Path, trials: list[tuple[str, int]]) -> None:
+    asked = benchmark.load(files / "bench.yaml")
+    folder = benchmark.run(asked, files / "data").folder
+    other = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        begun = psutil.Process(other.pid).create_time()
+        about = {"pid": other.pid, "host": platform.node(), "started": begun}
+        (folder / "process.json").write_text(json.dumps(about))
+        before = len(trials)
+        with pytest.raises(RunError, match=f"still runs, in process {other.pid}"):
+            benchmark.run(asked, files / "data")
+        assert len(trials) == before
+    finally:
+        other.kill()
+        other.wait()
+    assert benchmark.run(asked, files / "data").missing == 0  # its process is gone
 
 
 def test_sigterm_to_the_benchmark_alone_ends_its_sessions(files: Path) -> None:
