@@ -27,7 +27,8 @@ from longrein.lab.assembly import Population
 from longrein.lab.channel import Arrays
 from longrein.learn.algorithms import Policy
 from longrein.learn.batch import Transition
-from longrein.learn.rollout import kept, named
+from longrein.learn.columns import columns_of
+from longrein.learn.rollout import kept
 
 Rows = NDArray[np.int64]
 
@@ -58,7 +59,7 @@ class TimeLines:
 
     def add(self, rows: Rows, transition: Transition) -> Rows:
         """Copy one step of the environments `rows` in; those whose column is now full."""
-        arrays = named(transition)
+        arrays = columns_of(transition)
         if not self.columns:
             self.columns = {
                 name: np.empty((self.count, self.length, *array.shape[1:]), kept(array.dtype))

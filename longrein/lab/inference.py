@@ -27,6 +27,8 @@ from longrein.errors import RunError
 from longrein.lab.actor import act
 from longrein.lab.channel import Arrays, Field, Form, Segment, form_of, size_of
 from longrein.learn.algorithms import Policy, initial_state
+from longrein.learn.batch import EXTRAS
+from longrein.learn.columns import extras_in
 
 BINS = (1, 4, 16, 64, 256)
 """Where the bins of the histogram of batch sizes begin, in rows; a bin ends where the next begins."""
@@ -92,7 +94,7 @@ def request(observation: NDArray[Any], state: NDArray[np.float32] | None) -> Arr
 
 def answer(action: NDArray[Any], extras: Mapping[str, NDArray[Any]]) -> Arrays:
     """The arrays of an answer."""
-    return {"action": action} | {f"extras.{name}": array for name, array in extras.items()}
+    return {"action": action} | {EXTRAS + name: array for name, array in extras.items()}
 
 
 class Desk:
@@ -272,8 +274,7 @@ class Asking:
                 raise EOFError
         arrays, version = self._desk.answer_to(self._actor)
         self._oldest = version if self._oldest is None else min(version, self._oldest)
-        extras = {name.removeprefix("extras."): array.copy() for name, array in arrays.items() if name != "action"}
-        return arrays["action"].copy(), extras
+        return arrays["action"].copy(), {name: array.copy() for name, array in extras_in(arrays).items()}
 
     def rest(self) -> int:
         """After a rollout: nobody waits for us until the next request. The oldest version that acted in it."""

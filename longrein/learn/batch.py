@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-FIELDS = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "valid")
-"""Of a transition, in their order; extras are apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +31,12 @@ class Transition:
     extras: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)  # each [B, ...]: what the policy said
 
 
+FIELDS = tuple(one.name for one in fields(Transition) if one.name != "extras")
+"""Of a transition, in their order; extras are apart."""
+EXTRAS = "extras."
+"""What an extra's name begins with where it stands among the fields."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Transitions as tensors: time-major [T, B, ...] or flat [N, ...]. Fields as in Transition.
@@ -54,7 +57,7 @@ class Batch:
     def __post_init__(self) -> None:
         leading = self.reward.shape
         arrays = {name: getattr(self, name) for name in FIELDS}
-        for name, array in arrays.items() | {(f"extras.{key}", value) for key, value in self.extras.items()}:
+        for name, array in arrays.items() | {(EXTRAS + key, value) for key, value in self.extras.items()}:
             if array.shape[: len(leading)] != leading:
                 raise ValueError(
                     f"{name}: expected leading dimensions {tuple(leading)}, got shape {tuple(array.shape)}"

@@ -1,24 +1,39 @@
-"""A batch as named columns, as memories keep it, and whether another one fits. Knows names and forms, no memory."""
+"""Transitions as named columns, as stores keep them, and whether others fit. Knows names and forms, no store."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longrein.learn.batch import FIELDS, Batch
+from longrein.learn.batch import EXTRAS, FIELDS, Batch, Transition
 
+T = TypeVar("T")
 Forms = Mapping[str, tuple[torch.Size, torch.dtype]]
 """Of each column its shape, without time and environments, and its dtype."""
 
 
-def columns_of(batch: Batch) -> dict[str, Tensor]:
-    """A batch's fields, and its extras as `extras.{name}`."""
-    columns = {name: getattr(batch, name) for name in FIELDS}
-    return columns | {f"extras.{name}": extra for name, extra in batch.extras.items()}
+@overload
+def columns_of(rows: Batch) -> dict[str, Tensor]: ...
+
+
+@overload
+def columns_of(rows: Transition) -> dict[str, NDArray[np.generic]]: ...
+
+
+def columns_of(rows: Batch | Transition) -> dict[str, Any]:
+    """Fields by their names, and extras by "extras.NAME"."""
+    columns = {name: getattr(rows, name) for name in FIELDS}
+    return columns | {EXTRAS + name: extra for name, extra in rows.extras.items()}
+
+
+def extras_in(columns: Mapping[str, T]) -> dict[str, T]:
+    """The extras among columns, by their own names."""
+    return {name.removeprefix(EXTRAS): column for name, column in columns.items() if name.startswith(EXTRAS)}
 
 
 def alike(columns: Mapping[str, NDArray[Any]], held: Mapping[str, NDArray[Any]]) -> bool:

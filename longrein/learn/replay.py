@@ -23,7 +23,7 @@ from torch import Tensor
 
 from longrein.errors import SpecError
 from longrein.learn.batch import Batch
-from longrein.learn.columns import Forms, alike, check, columns_of, forms_of
+from longrein.learn.columns import Forms, alike, check, columns_of, extras_in, forms_of
 from longrein.learn.priorities import Priorities
 from longrein.learn.schedules import Schedule, value_at
 
@@ -393,5 +393,5 @@ class Replay:
             discount=discount,
             weight=weight,
             index=index,
-            extras={name[7:]: row.take(index, 0) for name, row in rows.items() if name.startswith("extras.")},
+            extras={name: row.take(index, 0) for name, row in extras_in(rows).items()},
         )

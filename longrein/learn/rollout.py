@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from longrein.learn.batch import FIELDS, Batch, Transition
+from longrein.learn.columns import columns_of, extras_in
 
 
 class Rollout:
@@ -39,7 +40,7 @@ class Rollout:
         """Copy one vector step in."""
         if self.full:
             raise ValueError(f"the rollout holds its {self.length} steps already; take the batch first")
-        row = named(transition)
+        row = columns_of(transition)
         if not self._columns:
             self.use({name: np.empty((self.length, *a.shape), kept(a.dtype)) for name, a in row.items()})
         if row.keys() != self._columns.keys():
@@ -91,14 +92,7 @@ class Rollout:
 def batch_of(columns: Mapping[str, NDArray[np.generic]]) -> Batch:
     """Columns [T, B, ...] as a Rollout names them -> the batch, a view of them."""
     tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
-    extras = {name.removeprefix("extras."): t for name, t in tensors.items() if name.startswith("extras.")}
-    return Batch(**{name: tensors[name] for name in FIELDS}, extras=extras)
-
-
-def named(transition: Transition) -> dict[str, NDArray[np.generic]]:
-    """One vector step's arrays [B, ...], named as a Rollout names its columns; extras as "extras.NAME"."""
-    row = {name: getattr(transition, name) for name in FIELDS}
-    return row | {f"extras.{name}": value for name, value in transition.extras.items()}
+    return Batch(**{name: tensors[name] for name in FIELDS}, extras=extras_in(tensors))
 
 
 def kept(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:

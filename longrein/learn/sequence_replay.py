@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longrein.learn.batch import FIELDS, Batch
-from longrein.learn.columns import Forms, check, columns_of, forms_of
+from longrein.learn.batch import EXTRAS, FIELDS, Batch
+from longrein.learn.columns import Forms, check, columns_of, extras_in, forms_of
 from longrein.learn.priorities import Priorities
 from longrein.learn.replay import Memory
 from longrein.learn.schedules import value_at
@@ -51,7 +51,7 @@ class SequenceReplay:
         self.memory = memory
         self.length, self.stride, self.burn_in = length, stride, burn_in
         self.env_steps = 0  # valid rows ever added
-        self._first_only = {f"extras.{name}" for name in first_only}
+        self._first_only = {EXTRAS + name for name in first_only}
         self._capacity = max(memory.capacity // length, 1)  # sequences
         self._filled = 0
         self._head = 0
@@ -114,10 +114,7 @@ class SequenceReplay:
         for name, column in self._columns.items():
             rows = column.index_select(0, index).transpose(0, 1)  # [L, K, ...]; of images [index] takes twenty times
             drawn[name] = rows.expand(self.length, *rows.shape[1:]) if name in self._first_only else rows
-        batch = Batch(
-            **{name: drawn[name] for name in FIELDS},
-            extras={name[7:]: rows for name, rows in drawn.items() if name.startswith("extras.")},
-        )
+        batch = Batch(**{name: drawn[name] for name in FIELDS}, extras=extras_in(drawn))
         learn = batch.valid.clone()
         learn[: self.burn_in] = False
         return Sequences(batch, learn, weight, index)
