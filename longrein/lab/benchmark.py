@@ -93,15 +93,25 @@ def of_specs(name: str, pairs: list[tuple[str, Spec]], seeds: tuple[int, ...]) -
     """A benchmark of specs by their labels, each in its own environments. Raises SpecError for two that are alike."""
     found: list[tuple[Entry, Spec]] = []
     for label, spec in pairs:
-        # Its seed and its number of sessions are the benchmark's affair: with more seeds it is still the same entry.
-        meta = replace(spec.meta, seed=0, max_session=1, max_trial=1, target=None)
-        whole = replace(spec, meta=meta, search={})
+        whole = _without_seeds(spec)
         env = " + ".join(records.env_label(asdict(one)) for one in spec.envs)
-        entry = Entry(label, env, whole.fingerprint, meta.env_steps, spec.meta.target, meta.window, whole.plain)
+        entry = Entry(label, env, whole.fingerprint, spec.meta.env_steps, spec.meta.target, spec.meta.window,
+                      whole.plain)  # fmt: skip
         if any((other.spec, other.env) == (label, env) for other, _ in found):
             raise SpecError("benchmark.specs", f"{label} in {env} is there twice", hint="give it once")
         found.append((entry, whole))
     return Benchmark(name, tuple(found), seeds)
+
+
+def _without_seeds(spec: Spec) -> Spec:
+    """An entry's spec. Its seeds and how many sessions it has are the benchmark's affair: with more it is the same."""
+    meta = replace(spec.meta, seed=0, max_session=1, max_trial=1, target=None)
+    return replace(spec, meta=meta, search={})
+
+
+def _fingerprint(name: str, plain: Mapping[str, Any]) -> str:
+    """Today's fingerprint of an entry, by a spec as a folder keeps it. Raises SpecError where it is a spec no more."""
+    return _without_seeds(specs.from_plain(name, plain)).fingerprint
 
 
 def _resolve(path: Path, source: Source, overrides: Mapping[str, Any]) -> Benchmark:
@@ -223,18 +233,14 @@ def _adopt(folder: Path, benchmark: Benchmark) -> None:
     """Take over results of the same settings, from before some of them existed: those are at their defaults."""
     for old in records.read_json(folder / "benchmark.json").get("entries", []):
         before = Entry(**old)
+        try:
+            today = _fingerprint(before.spec, before.plain)
+        except SpecError:
+            continue  # it has settings that are gone
         for entry, _ in benchmark.specs:
-            same = (before.spec, before.env) == (entry.spec, entry.env)
-            if same and before.fingerprint != entry.fingerprint and _resolved(before) == entry.fingerprint:
+            same = (before.spec, before.env, today) == (entry.spec, entry.env, entry.fingerprint)
+            if same and before.fingerprint != today:
                 _rename(before.folder(folder), entry.folder(folder), entry.fingerprint)
-
-
-def _resolved(entry: Entry) -> str | None:
-    """The fingerprint that an entry's settings have today; None where they are settings no more."""
-    try:
-        return specs.from_plain(entry.spec, entry.plain).fingerprint
-    except SpecError:
-        return None
 
 
 def _rename(before: Path, after: Path, fingerprint: str) -> None:
@@ -275,19 +281,12 @@ def _harvest(folder: Path, entry: Entry) -> None:
     place = entry.folder(folder)
     for run in sorted((folder / "runs").glob("*/settings.json")):
         about = records.read_about(run.parent)
-        if _fingerprint(about) != entry.fingerprint:
+        if _fingerprint(about.name, about.spec) != entry.fingerprint:
             continue
         place.mkdir(parents=True, exist_ok=True)
         for session in records.sessions_of(run.parent):
             _keep(session, about, entry, place)
         shutil.rmtree(run.parent)
-
-
-def _fingerprint(about: records.About) -> str:
-    """That of an entry, for a run of some of its seeds."""
-    spec = specs.from_plain(about.name, about.spec)
-    meta = replace(spec.meta, seed=0, max_session=1, max_trial=1, target=None)
-    return replace(spec, meta=meta, search={}).fingerprint
 
 
 def _keep(session: Path, about: records.About, entry: Entry, place: Path) -> None:
