@@ -12,7 +12,14 @@ from longrein.learn.batch import Batch
 from longrein.learn.losses import mean_measured
 from longrein.learn.optimizers import set_lr
 from longrein.learn.replay import Replay
-from longrein.learn.schedules import gradient_steps_due, value_at
+from longrein.learn.schedules import Schedule, gradient_steps_due, value_at
+
+
+def temperature(given: Schedule | None, log_alpha: Tensor, env_steps: int) -> Tensor:
+    """What entropy is worth now, without gradient, a scalar: as a spec gives it, or else as it was learned."""
+    if given is None:
+        return log_alpha.detach().exp()
+    return torch.tensor(float(value_at(given, env_steps)))
 
 
 class OffPolicy:

@@ -23,9 +23,9 @@ from longrein.learn.distributions import action_form
 from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble, Renorm
 from longrein.learn.inputs import Inputs
-from longrein.learn.off_policy import OffPolicy
+from longrein.learn.off_policy import OffPolicy, temperature
 from longrein.learn.replay import Memory, Replay, Sample
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule
 from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type, ...] = (Box,)
@@ -217,9 +217,7 @@ class CrossQ(OffPolicy):
     @property
     def alpha(self) -> Tensor:
         """The temperature now, without gradient: a scalar."""
-        if self.config.alpha is None:
-            return self.log_alpha.detach().exp()
-        return torch.tensor(float(value_at(self.config.alpha, self.replay.env_steps)))
+        return temperature(self.config.alpha, self.log_alpha, self.replay.env_steps)
 
     def _step(self) -> Tensor:
         """One gradient step of the critics, and every so often of the rest; what was measured, as METRICS names it."""

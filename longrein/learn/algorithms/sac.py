@@ -28,10 +28,10 @@ from longrein.learn.eager import Adam
 from longrein.learn.ensemble import Ensemble
 from longrein.learn.inputs import Inputs
 from longrein.learn.networks import orthogonal
-from longrein.learn.off_policy import OffPolicy
+from longrein.learn.off_policy import OffPolicy, temperature
 from longrein.learn.replay import Memory, Replay, Sample
 from longrein.learn.returns import expected_soft_value
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule
 from longrein.learn.torsos import Net, make_torso
 
 ACTION_SPACES: tuple[type, ...] = (Box, Discrete)
@@ -231,9 +231,7 @@ class SAC(OffPolicy):
     @property
     def alpha(self) -> Tensor:
         """The temperature now, without gradient: a scalar."""
-        if self.config.alpha is None:
-            return self.log_alpha.detach().exp()
-        return torch.tensor(float(value_at(self.config.alpha, self.replay.env_steps)))
+        return temperature(self.config.alpha, self.log_alpha, self.replay.env_steps)
 
     def _step(self) -> Tensor:
         """One gradient step of everything; what was measured, as METRICS names it."""
