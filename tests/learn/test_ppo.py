@@ -13,8 +13,7 @@ from gymnasium.spaces import Box, Dict
 from learn import probes
 from torch import nn
 
-from longrein.learn.algorithms import appo
-from longrein.learn.algorithms.appo import APPO
+from longrein.learn.algorithms import appo, ppo
 from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.batch import Batch
 from longrein.learn.distributions import Categorical
@@ -158,11 +157,10 @@ def test_a_box_is_drawn_with_the_deviation_asked_for() -> None:
     PPO(Config(initial_log_std=-2.0), box, probes.Imitate.action_space, 0)  # choices have none
 
 
-@pytest.mark.parametrize("make", [PPO, APPO])
-def test_values_of_the_acting_pass_are_those_of_the_rollout(make: type[PPO], monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"rollout_steps": 4, "lr": 0.0, "shared": True, "net": Net((16,), image="minatar")}
-    config = appo.Config(**settings) if make is APPO else Config(**settings)  # type: ignore[arg-type]
-    algorithm = make(config, Seen.observation_space, Seen.action_space, 0)  # type: ignore[arg-type]
+@pytest.mark.parametrize("module", [ppo, appo])
+def test_values_of_the_acting_pass_are_those_of_the_rollout(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = module.Config(rollout_steps=4, lr=0.0, shared=True, net=Net((16,), image="minatar"))
+    algorithm = module.build(config, Seen.observation_space, Seen.action_space, 0)
     (batch,) = probes.batches(probes.vector(Seen, 3), algorithm, 1)
     given = batch.extras["value"]
     assert given.std() > 0
@@ -171,7 +169,7 @@ def test_values_of_the_acting_pass_are_those_of_the_rollout(make: type[PPO], mon
     monkeypatch.setattr(algorithm.policy.net, "value", lambda rows: (passes.append(len(rows)), value(rows))[1])
     torch.testing.assert_close(algorithm._rows(batch)[0].value, given.flatten())
     # Without lag the rows' own need no other pass: those of the successors of the last rows are all that is asked for.
-    assert sum(passes) == (3 if make is PPO else 3 + 12)
+    assert sum(passes) == (3 if module is ppo else 3 + 12)
     bare = dataclasses.replace(batch, extras={"log_prob": batch.extras["log_prob"]})
     torch.testing.assert_close(algorithm._rows(bare)[0].value, given.flatten())
 
