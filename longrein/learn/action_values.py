@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -169,7 +169,7 @@ class ValuePolicy(nn.Module):
         if net.recurrent != "none":
             raise SpecError("net.recurrent", "this algorithm has no recurrent network", hint="recurrent: none")
         self.inputs = Inputs(observation_space, net, action_form(action_space))
-        self.net = ActionValues(self.inputs.space, int(action_space.n), _plain(net), head, generator)
+        self.net = ActionValues(self.inputs.space, int(action_space.n), net.behind_inputs, head, generator)
         self.softmax = softmax
         self.noisy = head.noisy != "none"
         self._first = int(action_space.start)
@@ -221,11 +221,6 @@ class ValuePolicy(nn.Module):
     def for_env(self, action: NDArray[np.generic]) -> NDArray[np.generic]:
         """Actions of `act` -> those of the environment, which may count from another number than 0."""
         return action + self._first
-
-
-def _plain(net: Net) -> Net:
-    """What is left to the torso: `state_to_input` was the inputs' affair."""
-    return replace(net, state_to_input=None)
 
 
 # ------------------------------------------------------------------------------------------------------ learning to fit

@@ -1,4 +1,4 @@
-"""From what an environment shows to what a network takes: `state_to_input`, encoding, action masks. Knows no network.
+"""From what an environment shows to what a network takes: `state_to_input`, encoding, scale, masks. Knows no network.
 
 An action mask is the member `action_mask` of a Dict observation: one number for each option of the action's choices
 (Discrete, MultiDiscrete, and those within a Tuple or Dict, in order), 0 where the option is not allowed. The other
@@ -21,6 +21,7 @@ from torch import Tensor
 from longrein.errors import SpecError
 from longrein.learn import torsos
 from longrein.learn.distributions import ActionForm
+from longrein.learn.networks import observation_size
 
 MASK = "action_mask"
 
@@ -43,6 +44,7 @@ class Inputs:
         convert = net.state_to_input
         self._convert = None if convert is None else torsos.named(convert, "net.state_to_input")
         self.space = self._shown if self._convert is None else _space_of(self._convert(_sample(self._shown)))
+        self._scale = _scale(self.space) if net.rescale_observation else None
 
     def encode(self, observation: Any) -> NDArray[np.generic]:
         """N observations, batched as a vector environment batches them -> [N, ...]; flat where there is a mask."""
@@ -56,6 +58,9 @@ class Inputs:
             rows = [self._convert(row) for row in _rows(self._shown, observation)]
             observation = np.stack(rows).astype(self.space.dtype, copy=False)
         encoded = torsos.encode(self.space, observation)
+        if self._scale is not None:
+            centre, per_unit = self._scale
+            encoded = np.multiply(np.subtract(encoded, centre), per_unit)
         if mask is None:
             return encoded
         return np.concatenate([encoded.reshape(len(mask), -1).astype(np.float32, copy=False), mask], axis=1)
@@ -84,6 +89,33 @@ def _without_mask(space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], li
     assert isinstance(space, Dict)
     members = [name for name in space.spaces if name != MASK]
     return space[members[0]] if len(members) == 1 else Dict([(name, space[name]) for name in members]), members
+
+
+def _scale(space: gymnasium.Space[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """What to take from each encoded number [size], and then to multiply it by, for [-1, 1]; None: leave them.
+
+    Raises SpecError for a Box without bounds.
+    """
+    low, high = _bounds(space)
+    if (low == -1).all() and (high == 1).all():
+        return None
+    half = np.where(high > low, (high - low) / 2, 1.0)
+    return ((low + high) / 2).astype(np.float32), (1 / half).astype(np.float32)
+
+
+def _bounds(space: gymnasium.Space[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least and the greatest of each encoded number [size]; -1 and 1 of those that are to stay as they are."""
+    if isinstance(space, Dict | Tuple):
+        parts = [_bounds(part) for part in (space.spaces.values() if isinstance(space, Dict) else space.spaces)]
+        return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])
+    if not isinstance(space, Box) or len(space.shape) == 3:
+        ones = np.ones(observation_size(space))
+        return -ones, ones
+    low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+    if (high - low > np.finfo(np.float32).max).any():
+        raise SpecError("net.rescale_observation", f"{space} has numbers without bounds",
+                        hint="false, or scale them yourself, with a wrapper or with state_to_input")  # fmt: skip
+    return low, high
 
 
 def _sample(space: gymnasium.Space[Any]) -> Any:

@@ -5,7 +5,6 @@ Knows what goes in and out of it; no masks, no normalisation, no update rule.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -219,8 +218,7 @@ def make_policy_value(
     """The network that a Net describes, for what is seen and for the form of actions. Raises SpecError."""
     if net.model_maker is not None:
         return OwnModel(space, action_space, form, net, generator)
-    seen = replace(net, state_to_input=None)  # that was the inputs' affair, and `space` is what came of it
-    return PolicyValue(space, form, seen, shared=shared, generator=generator)
+    return PolicyValue(space, form, net.behind_inputs, shared=shared, generator=generator)
 
 
 def distribution(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -53,6 +53,8 @@ class Net:
     (numbers of the action's distribution [N, P], value [N]). Wins over all else here. A function or its name."""
     state_to_input: StateToInput | str | None = None
     """One observation -> the array that is encoded in its place, of a fixed shape. A function or its name."""
+    rescale_observation: bool = False
+    """Whether what a Box has is brought to [-1, 1] by its own bounds, images left alone."""
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -61,6 +63,11 @@ class Net:
             raise SpecError("net.image", f"{self.image!r} is none of nature, resnet, minatar, flat")
         if self.recurrent not in ("none", "gru", "lstm"):
             raise SpecError("net.recurrent", f"{self.recurrent!r} is none of none, gru, lstm")
+
+    @property
+    def behind_inputs(self) -> Net:
+        """What is left to the torso where Inputs have done their part."""
+        return replace(self, state_to_input=None, rescale_observation=False)
 
 
 def is_image(space: gymnasium.Space[Any]) -> bool:
@@ -95,9 +102,9 @@ class Torso(nn.Module):
 
 def make_torso(space: gymnasium.Space[Any], net: Net, generator: torch.Generator | None = None) -> Torso:
     """The torso for one environment's observations, without its recurrent layer. Raises SpecError."""
-    for hook in ("model_maker", "state_to_input"):
-        if getattr(net, hook) is not None:
-            raise SpecError(f"net.{hook}", "this algorithm does not use it", hint="feature_maker, or a wrapper")
+    for name in ("model_maker", "state_to_input", "rescale_observation"):
+        if getattr(net, name):
+            raise SpecError(f"net.{name}", "this algorithm does not use it", hint="feature_maker, or a wrapper")
     if net.feature_maker is not None:
         module = made(net.feature_maker, "net.feature_maker", generator, space)
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import types
+from importlib import import_module
 from typing import Any
 
 import gymnasium
@@ -20,7 +21,7 @@ from torch import nn
 from longrein.errors import SpecError
 from longrein.lab.actor import Actor
 from longrein.lab.records import as_plain
-from longrein.learn.algorithms import config_from
+from longrein.learn.algorithms import TABLE, config_from
 from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.distributions import RULED_OUT, Categorical, MultiCategorical, action_form
 from longrein.learn.inputs import Inputs
@@ -287,6 +288,54 @@ def test_state_to_input_leaves_the_mask_alone() -> None:
     inputs = Inputs(space, Net(state_to_input=letters), action_form(Discrete(2)))
     encoded = inputs.encode({"observation": ("aa", "b"), "action_mask": np.array([[1, 0], [0, 1]], np.int8)})
     assert encoded.tolist() == [[2, 2, 1, 0], [1, 0, 0, 1]]
+
+
+# --------------------------------------------------------------------------------------------------------------- scale
+
+
+def scaled(space: gymnasium.Space[Any], observation: Any) -> Any:
+    return Inputs(space, Net(rescale_observation=True), action_form(Discrete(2))).encode(observation)
+
+
+def test_boxes_are_brought_to_one_by_their_bounds() -> None:
+    car = Box(np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32))
+    rows = np.array([[-1.2, 0.07], [-0.3, 0.0], [0.6, -0.035]], np.float32)
+    assert scaled(car, rows) == pytest.approx(np.array([[-1, 1], [0, 0], [1, -0.5]]), abs=1e-6)
+    assert scaled(car, rows).dtype == np.float32
+    wrapped = gymnasium.wrappers.RescaleObservation(gymnasium.make("Pendulum-v1"), np.float32(-1), np.float32(1))
+    seen, _ = wrapped.reset(seed=3)
+    plain, _ = wrapped.env.reset(seed=3)
+    assert scaled(wrapped.env.observation_space, plain[None])[0] == pytest.approx(seen, abs=1e-6)
+
+
+def test_only_numbers_of_boxes_are_rescaled() -> None:
+    space = Dict(
+        choice=Discrete(3), eye=Box(0, 255, (2, 2, 1), np.uint8), level=Box(0.0, 10.0, (2,)),
+        stuck=Box(5.0, 5.0, (1,)), action_mask=MultiBinary(2),
+    )  # fmt: skip
+    batch = {
+        "choice": np.array([1]), "eye": np.full((1, 2, 2, 1), 200, np.uint8), "level": np.array([[0.0, 7.5]]),
+        "stuck": np.array([[5.0]]), "action_mask": np.array([[1, 0]], np.int8),
+    }  # fmt: skip
+    assert scaled(space, batch).tolist() == [[0, 1, 0, 200, 200, 200, 200, -1, 0.5, 0, 1, 0]]
+    image = Box(0, 255, (36, 36, 1), np.uint8)
+    assert scaled(image, np.zeros((1, 36, 36, 1), np.uint8)).dtype == np.uint8, "images stay small"
+
+
+def test_numbers_without_bounds_are_not_rescaled() -> None:
+    for high in (np.inf, np.finfo(np.float32).max):
+        with pytest.raises(SpecError, match=r"net\.rescale_observation.* without bounds"):
+            Inputs(Box(-high, high, (2,)), Net(rescale_observation=True), action_form(Discrete(2)))
+    with pytest.raises(SpecError, match=r"net\.rescale_observation"):  # what a function gives has none that we know of
+        Inputs(Text(5), Net(state_to_input=letters, rescale_observation=True), action_form(Discrete(2)))
+
+
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - {"random", "acer"}))
+def test_a_policy_sees_what_was_rescaled(name: str) -> None:
+    module = import_module(TABLE[name])
+    space, action_space = Box(0.0, 100.0, (1,)), Box(-1.0, 1.0, (1,)) if name in ("td3", "crossq") else Discrete(2)
+    algorithm = module.build(module.Config(net=Net((8,), rescale_observation=True)), space, action_space, 0)
+    assert algorithm.policy.encode(np.array([[0.0], [50.0], [100.0]])).tolist() == [[-1], [0], [1]]
 
 
 class Linear(nn.Module):

@@ -116,7 +116,7 @@ class Policy(nn.Module):
         self.form = bounded_form(action_space)
         self.net = Ensemble(
             self.inputs.space,
-            replace(config.net, state_to_input=None),
+            config.net.behind_inputs,
             outputs=2 * self.form.size,
             copies=1,
             last_gain=0.01,
@@ -169,7 +169,7 @@ class CrossQ(OffPolicy):
         self.policy = Policy(config, observation_space, action_space, self.generator)
         self.critics = Ensemble(
             self.policy.inputs.space,
-            replace(config.net, hidden=config.critic_hidden, state_to_input=None),
+            replace(config.net.behind_inputs, hidden=config.critic_hidden),
             inputs=self.policy.form.size,
             renorm=config.renorm,
             generator=self.generator,

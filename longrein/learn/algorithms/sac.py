@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -107,7 +107,7 @@ class Policy(nn.Module):
         self.choices = int(action_space.n) if isinstance(action_space, Discrete) else 0  # 0: a Box
         self._first = int(action_space.start) if isinstance(action_space, Discrete) else 0
         self.form: BoundedForm | None = None if self.choices else bounded_form(action_space)
-        self.torso = make_torso(self.inputs.space, replace(config.net, state_to_input=None), generator)
+        self.torso = make_torso(self.inputs.space, config.net.behind_inputs, generator)
         outputs = 2 * self.form.size if self.form else self.choices
         self.head = orthogonal(self.torso.size, outputs, 0.01, generator)
         self.chain = Chain.of(self.torso, self.head)
@@ -182,7 +182,7 @@ class SAC(OffPolicy):
         choices = self.policy.choices
         self.critics = Ensemble(
             self.policy.inputs.space,
-            replace(config.net, state_to_input=None),
+            config.net.behind_inputs,
             inputs=self.policy.form.size if self.policy.form else 0,
             outputs=choices or 1,
             generator=self.generator,

@@ -6,7 +6,7 @@ docs/algorithms/td3.md says where we differ.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -99,7 +99,7 @@ class Policy(nn.Module):
         super().__init__()
         self.inputs = Inputs(observation_space, config.net, action_form(action_space))
         self.form = bounded_form(action_space)
-        self.torso = make_torso(self.inputs.space, replace(config.net, state_to_input=None), generator)
+        self.torso = make_torso(self.inputs.space, config.net.behind_inputs, generator)
         self.head = orthogonal(self.torso.size, self.form.size, 0.01, generator)
         self.chain = Chain.of(self.torso, self.head)
         self.register_buffer("warming", torch.tensor(config.warmup_steps > 0))
@@ -152,7 +152,7 @@ class TD3(OffPolicy):
         self.policy = Policy(config, observation_space, action_space, self.generator)
         self.critics = Ensemble(
             self.policy.inputs.space,
-            replace(config.net, state_to_input=None),
+            config.net.behind_inputs,
             inputs=self.policy.form.size,
             generator=self.generator,
         )
