@@ -48,9 +48,14 @@ class Graph(nn.Module):
         self.policy = policy
         self.said, self._say, self.state_size = _way_of(policy)
         self._to_env = _to_env(policy, action_space)
+        inputs = getattr(policy, "inputs", None)  # ACER's policies have none
+        self._scale = None if inputs is None or inputs.scale is None else [torch.from_numpy(a) for a in inputs.scale]
 
     def forward(self, observation: Tensor, state: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Encoded observations [N, ...], and states [N, S] of a recurrent policy."""
+        """Observations [N, ...], encoded but not rescaled, and states [N, S] of a recurrent policy."""
+        if self._scale is not None:
+            centre, per_unit = self._scale
+            observation = (observation - centre) * per_unit
         said, stored, next_state = self._say(observation, state)
         action = self._to_env(stored)
         return (said, action) if next_state is None else (said, action, next_state)
@@ -63,7 +68,8 @@ Say = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
 def save_onnx(path: Path, saved: SavedPolicy) -> None:
     """Write the graph of a policy to one file, and hold it against the policy on random observations.
 
-    Inputs: `observation` [N, ...], encoded as `policy.encode` does it, and `state` [N, S] of a recurrent policy.
+    Inputs: `observation` [N, ...], encoded as `policy.encode` does it but not rescaled, and `state` [N, S] of a
+    recurrent policy.
     Outputs: `action_values` [N, A], `parameters` [N, P] of the action's distribution, or `squashed` [N, K] in [-1, 1];
     `action` as the environment takes it; `next_state`. The file's metadata say the rest as JSON.
     Raises SpecError for a policy without a graph, RunError when the graph does not do what the policy does.
@@ -195,7 +201,8 @@ def _compare(path: Path, saved: SavedPolicy, graph: Graph) -> None:
         state = np.random.default_rng(1).normal(size=(ROWS, graph.state_size)).astype(np.float32)
         given["state"] = state
     found = dict(zip([one.name for one in session.get_outputs()], session.run(None, given), strict=True))
-    stored, next_state = saved.decide(encoded, True, state)
+    inputs = getattr(saved.policy, "inputs", None)
+    stored, next_state = saved.decide(encoded if inputs is None else inputs.rescaled(encoded), True, state)
     expected = np.asarray(saved.policy.for_env(stored))
     same = found["action"].dtype.kind == expected.dtype.kind and np.allclose(found["action"], expected, 1e-4, 1e-4)
     if not same or (next_state is not None and not np.allclose(found["next_state"], next_state, 1e-4, 1e-4)):
@@ -204,7 +211,7 @@ def _compare(path: Path, saved: SavedPolicy, graph: Graph) -> None:
 
 
 def _observations(saved: SavedPolicy, rows: int) -> NDArray[Any]:
-    """Some encoded observations, always the same."""
+    """Some observations, encoded but not rescaled; always the same."""
     policy: Any = saved.policy
     rng = np.random.default_rng(0)
     inputs = getattr(policy, "inputs", None)

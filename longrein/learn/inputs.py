@@ -44,10 +44,21 @@ class Inputs:
         convert = net.state_to_input
         self._convert = None if convert is None else torsos.named(convert, "net.state_to_input")
         self.space = self._shown if self._convert is None else _space_of(self._convert(_sample(self._shown)))
-        self._scale = _scale(self.space) if net.rescale_observation else None
+        self.scale = _scale(self.space, self.choices) if net.rescale_observation else None
 
     def encode(self, observation: Any) -> NDArray[np.generic]:
         """N observations, batched as a vector environment batches them -> [N, ...]; flat where there is a mask."""
+        return self.rescaled(self._row(observation))
+
+    def rescaled(self, row: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Encoded numbers [N, size], masks included, as the network takes them: (row - centre) * per_unit."""
+        if self.scale is None:
+            return row
+        centre, per_unit = self.scale
+        scaled: NDArray[np.float32] = np.multiply(np.subtract(row, centre), per_unit)
+        return scaled
+
+    def _row(self, observation: Any) -> NDArray[np.generic]:
         mask = None
         if self.choices:
             mask = np.asarray(observation[MASK], np.float32)
@@ -58,9 +69,6 @@ class Inputs:
             rows = [self._convert(row) for row in _rows(self._shown, observation)]
             observation = np.stack(rows).astype(self.space.dtype, copy=False)
         encoded = torsos.encode(self.space, observation)
-        if self._scale is not None:
-            centre, per_unit = self._scale
-            encoded = np.multiply(np.subtract(encoded, centre), per_unit)
         if mask is None:
             return encoded
         return np.concatenate([encoded.reshape(len(mask), -1).astype(np.float32, copy=False), mask], axis=1)
@@ -91,12 +99,13 @@ def _without_mask(space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], li
     return space[members[0]] if len(members) == 1 else Dict([(name, space[name]) for name in members]), members
 
 
-def _scale(space: gymnasium.Space[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+def _scale(space: gymnasium.Space[Any], choices: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """What to take from each encoded number [size], and then to multiply it by, for [-1, 1]; None: leave them.
 
-    Raises SpecError for a Box without bounds.
+    choices: numbers of the mask, which stay. Raises SpecError for a Box without bounds.
     """
     low, high = _bounds(space)
+    low, high = np.append(low, np.full(choices, -1.0)), np.append(high, np.ones(choices))
     if (low == -1).all() and (high == 1).all():
         return None
     half = np.where(high > low, (high - low) / 2, 1.0)

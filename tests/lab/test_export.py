@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from gymnasium.vector.utils import concatenate, create_empty_array
 from lab import policies
 from torch import nn
@@ -198,6 +198,21 @@ def test_the_onnx_graph_does_what_the_policy_does(case: tuple[str, Any, Any, Any
 @pytest.mark.parametrize("case", [case for case in GRAPHS if case not in QUICK], ids=policies.name_of)
 def test_every_onnx_graph_does_what_its_policy_does(case: tuple[str, Any, Any, Any], tmp_path: Path) -> None:
     check_graph(case, tmp_path)
+
+
+def test_the_graph_itself_rescales_what_it_is_given(tmp_path: Path) -> None:
+    seen = Dict({"level": Box(0.0, 50.0, (2,)), "action_mask": MultiBinary(3)})
+    saved = policies.make("dqn", {"net": {"rescale_observation": True}}, seen)
+    save_onnx(tmp_path / "policy.onnx", saved)
+    session = onnxruntime.InferenceSession(str(tmp_path / "policy.onnx"), providers=["CPUExecutionProvider"])
+    level = np.random.default_rng(2).uniform(0, 50, (40, 2)).astype(np.float32)
+    mask = np.array([[1, 1, index % 2] for index in range(40)], np.int8)
+    _, actions = session.run(None, {"observation": np.concatenate([level, mask.astype(np.float32)], 1)})
+    expected, _ = saved.act_batch({"level": level, "action_mask": mask}, True)
+    assert actions.tolist() == expected.tolist()
+    assert len(set(actions.tolist())) > 1
+    loaded = exported(saved, tmp_path / "policy.safetensors")
+    assert loaded.act_batch({"level": level, "action_mask": mask}, True)[0].tolist() == expected.tolist()
 
 
 def test_what_has_no_graph_says_so(tmp_path: Path) -> None:
