@@ -352,7 +352,9 @@ def _restore(code: int, data: memoryview) -> Any:
 
 
 def _array_from(data: memoryview, scalar: bool) -> Any:
-    length = data[0]
+    length = data[0] if data else 0
+    if len(data) < 2 + length:
+        raise ValueError(f"an array cut short: {len(data)} bytes")
     name = bytes(data[1 : 1 + length]).decode("ascii")
     if not _DTYPE.fullmatch(name):
         raise ValueError(f"an array of dtype {name!r}")

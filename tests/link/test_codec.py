@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longrein.errors import RemoteProtocolError
@@ -165,7 +165,18 @@ def test_random_bytes_give_a_typed_error_or_a_message(data: bytes) -> None:
                 pass
 
 
+@pytest.mark.parametrize("code", [codec.NDARRAY, codec.SCALAR])
+@pytest.mark.parametrize("size", range(12))
+def test_an_array_cut_short_is_a_typed_error(code: int, size: int) -> None:
+    whole = codec.wrap(np.arange(2))
+    assert isinstance(whole, msgspec.msgpack.Ext)
+    infos = [{"a": msgspec.msgpack.Ext(code, bytes(whole.data)[:size])}]
+    with pytest.raises(RemoteProtocolError, match="these bytes are no message"):
+        codec.decode_reply(codec.encode(m.Stepped(LEASE, 3, infos=infos), bytes(16)))
+
+
 @settings(max_examples=300, deadline=None)
+@example(at=59, byte=0, cut=0)  # an array of no bytes at all
 @given(st.integers(0, 200), st.integers(0, 255), st.integers(0, 200))
 def test_a_message_with_one_byte_changed_or_cut_gives_a_typed_error_or_a_message(at: int, byte: int, cut: int) -> None:
     infos = codec.wrap([{"a": (1, np.arange(3)), "b": {"c": np.float32(1)}, 3: {4}}])
