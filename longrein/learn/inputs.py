@@ -21,7 +21,7 @@ from torch import Tensor
 from longrein.errors import SpecError
 from longrein.learn import torsos
 from longrein.learn.distributions import ActionForm
-from longrein.learn.networks import observation_size
+from longrein.learn.networks import members, observation_size
 
 MASK = "action_mask"
 
@@ -115,7 +115,7 @@ def _scale(space: gymnasium.Space[Any], choices: int) -> tuple[NDArray[np.float3
 def _bounds(space: gymnasium.Space[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The least and the greatest of each encoded number [size]; -1 and 1 of those that are to stay as they are."""
     if isinstance(space, Dict | Tuple):
-        parts = [_bounds(part) for part in (space.spaces.values() if isinstance(space, Dict) else space.spaces)]
+        parts = [_bounds(part) for part in members(space)]
         return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])
     if not isinstance(space, Box) or len(space.shape) == 3:
         ones = np.ones(observation_size(space))

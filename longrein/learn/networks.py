@@ -19,6 +19,11 @@ Layer = TypeVar("Layer", bound=nn.Module)
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
+def members(space: Dict | Tuple) -> list[gymnasium.Space[Any]]:
+    """The spaces that a space is made of, in order."""
+    return list(space.spaces.values() if isinstance(space, Dict) else space.spaces)
+
+
 def observation_size(space: gymnasium.Space[Any]) -> int:
     """Numbers in one observation as `flat_observation` gives it.
 
@@ -31,10 +36,8 @@ def observation_size(space: gymnasium.Space[Any]) -> int:
         return int(space.n)
     if isinstance(space, MultiDiscrete):
         return int(space.nvec.sum())
-    if isinstance(space, Dict):
-        return sum(observation_size(part) for part in space.spaces.values())
-    if isinstance(space, Tuple):
-        return sum(observation_size(part) for part in space.spaces)
+    if isinstance(space, Dict | Tuple):
+        return sum(map(observation_size, members(space)))
     raise SpecError(
         "env.observation_space",
         f"a network has no fixed number of inputs for {space}",

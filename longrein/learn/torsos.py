@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longrein.errors import SpecError
-from longrein.learn.networks import ACTIVATIONS, flat_observation, observation_size, orthogonal, unset
+from longrein.learn.networks import ACTIVATIONS, flat_observation, members, observation_size, orthogonal, unset
 
 FeatureMaker = Callable[["gymnasium.Space[Any]"], nn.Module]
 ModelMaker = Callable[["gymnasium.Space[Any]", "gymnasium.Space[Any]"], nn.Module]
@@ -78,7 +78,7 @@ def is_image(space: gymnasium.Space[Any]) -> bool:
 def has_image(space: gymnasium.Space[Any]) -> bool:
     """Whether a space is one image, or a Dict or Tuple with images in it."""
     if isinstance(space, Dict | Tuple):
-        return any(has_image(part) for part in (space.spaces.values() if isinstance(space, Dict) else space.spaces))
+        return any(map(has_image, members(space)))
     return is_image(space)
 
 
@@ -192,13 +192,13 @@ class Parts(nn.Module):
 
 
 def _parts(space: Dict | Tuple, net: Net, generator: torch.Generator | None) -> tuple[nn.Module, int]:
-    members = list(space.spaces.values()) if isinstance(space, Dict) else list(space.spaces)
+    parts = members(space)
     eyes, total = [], 0
-    for member in members:
+    for member in parts:
         eye, features = _eye(member, net, generator)
         eyes.append(eye)
         total += features
-    return Parts(eyes, [observation_size(member) for member in members]), total
+    return Parts(eyes, [observation_size(member) for member in parts]), total
 
 
 # ---------------------------------------------------------------------------------------------------------- images
