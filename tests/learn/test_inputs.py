@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import types
-from importlib import import_module
 from typing import Any
 
 import gymnasium
@@ -21,7 +20,7 @@ from torch import nn
 from longrein.errors import SpecError
 from longrein.lab.actor import Actor
 from longrein.lab.records import as_plain
-from longrein.learn.algorithms import TABLE, config_from
+from longrein.learn.algorithms import TABLE, config_from, load
 from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.distributions import RULED_OUT, Categorical, MultiCategorical, action_form
 from longrein.learn.inputs import Inputs
@@ -332,9 +331,9 @@ def test_numbers_without_bounds_are_not_rescaled() -> None:
 
 @pytest.mark.parametrize("name", sorted(TABLE.keys() - {"random", "acer"}))
 def test_a_policy_sees_what_was_rescaled(name: str) -> None:
-    module = import_module(TABLE[name])
+    config_class, build = load(name)
     space, action_space = Box(0.0, 100.0, (1,)), Box(-1.0, 1.0, (1,)) if name in ("td3", "crossq") else Discrete(2)
-    algorithm = module.build(module.Config(net=Net((8,), rescale_observation=True)), space, action_space, 0)
+    algorithm = build(config_class(net=Net((8,), rescale_observation=True)), space, action_space, 0)
     assert algorithm.policy.encode(np.array([[0.0], [50.0], [100.0]])).tolist() == [[-1], [0], [1]]
 
 
