@@ -48,8 +48,9 @@ class Graph(nn.Module):
         self.policy = policy
         self.said, self._say, self.state_size = _way_of(policy)
         self._to_env = _to_env(policy, action_space)
-        inputs = getattr(policy, "inputs", None)  # ACER's policies have none
-        self._scale = None if inputs is None or inputs.scale is None else [torch.from_numpy(a) for a in inputs.scale]
+        self.inputs: Inputs | None = getattr(policy, "inputs", None)  # ACER's policies, which take no masks, have none
+        scale = None if self.inputs is None else self.inputs.scale
+        self._scale = None if scale is None else [torch.from_numpy(array) for array in scale]
 
     def forward(self, observation: Tensor, state: Tensor | None = None) -> tuple[Tensor, ...]:
         """Observations [N, ...], encoded but not rescaled, and states [N, S] of a recurrent policy."""
@@ -78,7 +79,7 @@ def save_onnx(path: Path, saved: SavedPolicy) -> None:
     if not isinstance(policy, nn.Module):
         raise SpecError("onnx", f"the policy of {about.algorithm!r} is no torch.nn.Module")
     graph = Graph(policy, saved.action_space).eval()
-    example = _observations(saved, 2)
+    example = _observations(saved, graph, 2)
     inputs = {"observation": torch.from_numpy(example)}
     if graph.state_size:
         inputs["state"] = torch.zeros(2, graph.state_size)
@@ -194,15 +195,15 @@ def _compare(path: Path, saved: SavedPolicy, graph: Graph) -> None:
         logging.getLogger(__name__).warning("onnxruntime is not installed: the graph was not held against the policy")
         return
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    encoded = _observations(saved, ROWS)
+    encoded = _observations(saved, graph, ROWS)
     state = None
     given = {"observation": encoded}
     if graph.state_size:
         state = np.random.default_rng(1).normal(size=(ROWS, graph.state_size)).astype(np.float32)
         given["state"] = state
     found = dict(zip([one.name for one in session.get_outputs()], session.run(None, given), strict=True))
-    inputs = getattr(saved.policy, "inputs", None)
-    stored, next_state = saved.decide(encoded if inputs is None else inputs.rescaled(encoded), True, state)
+    seen = encoded if graph.inputs is None else graph.inputs.rescaled(encoded)
+    stored, next_state = saved.decide(seen, True, state)
     expected = np.asarray(saved.policy.for_env(stored))
     same = found["action"].dtype.kind == expected.dtype.kind and np.allclose(found["action"], expected, 1e-4, 1e-4)
     if not same or (next_state is not None and not np.allclose(found["next_state"], next_state, 1e-4, 1e-4)):
@@ -210,12 +211,10 @@ def _compare(path: Path, saved: SavedPolicy, graph: Graph) -> None:
                        hint="a maker of your own that does otherwise when it is traced?")  # fmt: skip
 
 
-def _observations(saved: SavedPolicy, rows: int) -> NDArray[Any]:
+def _observations(saved: SavedPolicy, graph: Graph, rows: int) -> NDArray[Any]:
     """Some observations, encoded but not rescaled; always the same."""
-    policy: Any = saved.policy
-    rng = np.random.default_rng(0)
-    inputs = getattr(policy, "inputs", None)
-    if not isinstance(inputs, Inputs):  # ACER's policies, which take no masks
+    rng, inputs = np.random.default_rng(0), graph.inputs
+    if inputs is None:
         return _numbers(zeros(saved.observation_space, rows).numpy(), rng)
     seen = _numbers(zeros(inputs.space, rows).numpy(), rng)
     if not inputs.choices:
