@@ -397,12 +397,14 @@ def _value(source: Source, key: str, value: Any, hint: Any, default: Any) -> Any
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
+        shape = SHAPES.get(next(iter(value), "")) if isinstance(value, Mapping) else None
         for option in args:
             try:
                 return _value(source, key, value, option, default)
             except SpecError:
-                if is_dataclass(option) and option not in SHAPES.values() and isinstance(value, Mapping):
-                    raise  # a section: its own mistake says more than that it is none
+                section = is_dataclass(option) and option not in SHAPES.values() and isinstance(value, Mapping)
+                if section or (shape is not None and option is shape):
+                    raise  # its own mistake says more than that it is none
                 continue
         raise source.error(key, f"is {value!r}", hint=f"one of {', '.join(_name(option) for option in args)}")
     if origin is Literal:
@@ -444,7 +446,10 @@ def _scalar(source: Source, key: str, value: Any, hint: Any) -> Any:
 
 
 def _schedule(source: Source, key: str, value: Any, kind: Any) -> Shape:
-    shape = value if isinstance(value, Shape) else shape_from(value)
+    try:
+        shape = value if isinstance(value, Shape) else shape_from(value)
+    except SpecError as error:
+        raise source.error(key, error.problem) from None
     if shape is None or not isinstance(shape, kind):
         raise source.error(key, f"is {value!r}, no such schedule", hint=f"a number, or {_name(kind)}")
     return shape

@@ -23,7 +23,7 @@ from longrein.learn.algorithms import config_from
 from longrein.learn.distributions import Distribution
 from longrein.learn.kfac import kfac_for, model_log_prob
 from longrein.learn.policy_value import OwnModel
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.torsos import Net
 
 Network = Sequence[nn.Module | nn.Parameter | None]
@@ -74,6 +74,7 @@ def check(settings: Any, name: str) -> None:
     for key in ("cold_updates", "fallback_lr"):
         if getattr(settings, key) < 0:
             raise SpecError(f"{name}.{key}", f"must not be negative, got {getattr(settings, key)}")
+    refuse_negative(name, settings)
 
 
 def section(given: NaturalGradient | Mapping[str, Any] | None, net: Net, name: str) -> NaturalGradient | None:

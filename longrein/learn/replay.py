@@ -25,7 +25,7 @@ from longrein.errors import SpecError
 from longrein.learn.batch import Batch
 from longrein.learn.columns import Forms, alike, check, columns_of, extras_in, forms_of
 from longrein.learn.priorities import Priorities
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Memory:
     """Whether the newest rows are part of each batch, up to half of it (combined experience replay)."""
 
     def __post_init__(self) -> None:
+        refuse_negative("memory", self)
         for name in ("capacity", "batch_size", "n_steps"):
             if getattr(self, name) < 1:
                 raise SpecError(f"memory.{name}", f"must be at least 1, got {getattr(self, name)}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+from longrein.errors import SpecError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,9 @@ class Exponential:
     half_life: float
     """Env steps, over all environments together, in which the distance to `end` halves."""
 
+    def __post_init__(self) -> None:
+        _refuse_no_time(self, "half_life")
+
     def at(self, env_steps: int) -> float:
         """The value after so many env steps."""
         return self.end + (self.start - self.end) * math.exp2(-env_steps / self.half_life)
@@ -54,6 +59,9 @@ class Periodic:
     period: float
     """Env steps, over all environments together, from crest to crest."""
 
+    def __post_init__(self) -> None:
+        _refuse_no_time(self, "half_life", "period")
+
     def at(self, env_steps: int) -> float:
         """The value after so many env steps."""
         wave = 0.5 * (1.0 + math.cos(2.0 * math.pi * env_steps / self.period))
@@ -68,7 +76,8 @@ Schedule = float | Linear | Exponential | Periodic
 def shape_from(value: Any) -> Shape | None:
     """A schedule from its plain form, {"linear": [start, end, steps]} or {"start": ...} with all its fields.
 
-    None for anything else, and for a form with a wrong number of numbers or something that is none.
+    None for anything else, and for a form with a wrong number of numbers or something that is none. Raises SpecError
+    where a half-life or a period is not over 0.
     """
     if not isinstance(value, Mapping):
         return None
@@ -95,6 +104,25 @@ def plain_shape(shape: Shape) -> dict[str, list[float]]:
 def value_at(schedule: Schedule, env_steps: int) -> float:
     """What a schedule says after `env_steps` environment steps, over all environments together."""
     return schedule if isinstance(schedule, int | float) else schedule.at(env_steps)
+
+
+def least(schedule: Schedule) -> float:
+    """The lowest value that a schedule comes near to."""
+    return min(schedule.start, schedule.end) if isinstance(schedule, Shape) else schedule
+
+
+def refuse_negative(section: str, config: Any) -> None:
+    """Raise SpecError, with the section's name, where one of a Config's schedules goes below 0: none has a meaning."""
+    for name, hint in get_type_hints(type(config)).items():
+        schedule = getattr(config, name) if Linear in get_args(hint) else None
+        if schedule is not None and least(schedule) < 0:
+            raise SpecError(f"{section}.{name}", f"must never be negative, got {schedule}")
+
+
+def _refuse_no_time(shape: Shape, *names: str) -> None:
+    for name in names:
+        if getattr(shape, name) <= 0:
+            raise SpecError(name, f"a schedule's {name} must be over 0, got {getattr(shape, name)}")
 
 
 def gradient_steps_due(env_steps: int, start: int, per_env_step: float, made: int) -> int:

@@ -103,6 +103,9 @@ MISTAKES: list[tuple[str, Any, int, str, str]] = [
     ("agent.algorithm.epochs", [4], 3, "agent.algorithm.epochs: is [4], a list", "it takes a whole number"),
     ("agent.algorithm.lr", "fast", 3, "agent.algorithm.lr: is 'fast'", "a number, {linear:"),
     ("agent.algorithm.lr", {"linear": [1]}, 3, "agent.algorithm.lr: is {'linear': [1]}", "{linear: [start, end"),
+    ("agent.algorithm.lr", -1, 3, "agent.algorithm.lr: must never be negative, got -1.0", ""),
+    ("agent.algorithm.lr", {"linear": [1, -1, 9]}, 3, "agent.algorithm.lr: must never be negative, got Linear", ""),
+    ("agent.algorithm.lr", {"exponential": [1, 0, 0]}, 3, "lr: a schedule's half_life must be over 0, got 0", ""),
     ("agent.algorithm.lr", {"cosine": 1}, 3, "agent.algorithm.lr: is {'cosine': 1}", "{linear: [start, end"),
     (
         "agent.algorithm.normalise_advantage",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import gymnasium
 import numpy as np
@@ -20,7 +21,7 @@ from longrein.learn import algorithms
 from longrein.learn.algorithms import Algorithm
 from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.batch import Batch
-from longrein.learn.schedules import Linear
+from longrein.learn.schedules import Exponential, Linear
 from longrein.learn.torsos import Net
 
 EVERY = sorted(algorithms.TABLE)
@@ -57,6 +58,19 @@ def weights(algorithm: Algorithm) -> list[torch.Tensor]:
 
 def same(one: Algorithm, other: Algorithm) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_schedule_goes_below_0(name: str) -> None:
+    config_class, _ = algorithms.load(name)
+    sections = [config_class()]
+    sections += [value for value in vars(sections[0]).values() if dataclasses.is_dataclass(value)]
+    for section in sections:
+        for key, hint in get_type_hints(type(section)).items():
+            if Linear in get_args(hint):
+                for wrong in (-1.0, Linear(1.0, -0.1, 10), Exponential(-0.1, 1.0, 10)):
+                    with pytest.raises(SpecError, match=rf"\.{key}: must .*, got {re.escape(str(wrong))}"):
+                        dataclasses.replace(section, **{key: wrong})
 
 
 @pytest.mark.parametrize("name", EVERY)

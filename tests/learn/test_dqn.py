@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from learn import probes
 
 from longrein.errors import SpecError
-from longrein.learn import losses
+from longrein.learn import algorithms, losses
 from longrein.learn.algorithms.dqn import DQN, Config, build
 from longrein.learn.batch import Batch
 from longrein.learn.replay import Drawn, Memory, Sample
@@ -123,6 +123,16 @@ def test_schedules_by_hand() -> None:
     assert shape_from({"start": 1.0, "end": 0.2, "half_life": 100}) == falling
     assert shape_from({"linear": [1.0, 0.0]}) is None
     assert shape_from({"exponential": [1.0, 0.0, "x"]}) is None
+    with pytest.raises(SpecError, match="period must be over 0, got 0"):
+        Periodic(1.0, 0.0, 100, 0)
+
+
+@pytest.mark.parametrize("name", ["dqn", "sarsa"])
+def test_a_temperature_by_which_values_are_divided_stays_over_0(name: str) -> None:
+    config_class, _ = algorithms.load(name)
+    config_class(temperature=Linear(1.0, 0.0, 10))
+    with pytest.raises(SpecError, match="temperature: must stay over 0"):
+        config_class(exploration="boltzmann", temperature=Linear(1.0, 0.0, 10))
 
 
 # --------------------------------------------------------------------------------------------------------------- target

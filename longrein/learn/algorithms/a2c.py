@@ -28,7 +28,7 @@ from longrein.learn.normalise import RewardScale
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
 from longrein.learn.policy_value import quick_chains
 from longrein.learn.returns import gae, n_step_returns, quick_gae
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.torsos import Net
 
 __all__ = ["ACTION_SPACES", "A2C", "Config", "Policy", "build"]
@@ -82,6 +82,7 @@ class Config:
     """What stands between observations and heads."""
 
     def __post_init__(self) -> None:
+        refuse_negative("a2c", self)
         for name in ("rollout_steps", "episodes_per_update", "max_episode_steps"):
             if getattr(self, name) < 1:
                 raise SpecError(f"a2c.{name}", f"must be at least 1, got {getattr(self, name)}")

@@ -26,7 +26,7 @@ from longrein.learn.batch import Batch
 from longrein.learn.natural import Natural, NaturalGradient, networks, section
 from longrein.learn.optimizers import FlatParameters, set_lr
 from longrein.learn.returns import n_step_returns
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.shared_weights import (
     Shared,
     SharingWorker,
@@ -71,6 +71,7 @@ class Config:
     """What stands between observations and heads."""
 
     def __post_init__(self) -> None:
+        refuse_negative("a3c", self)
         if self.rollout_steps < 1:
             raise SpecError("a3c.rollout_steps", f"must be at least 1, got {self.rollout_steps}")
         if not 0 <= self.gamma <= 1:

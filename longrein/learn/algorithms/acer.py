@@ -28,7 +28,7 @@ from longrein.learn.fragments import Fragments, replays, scaled, without_invalid
 from longrein.learn.natural import Natural, NaturalGradient, section
 from longrein.learn.optimizers import FlatParameters, look_at, set_lr
 from longrein.learn.replay import Memory
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.sequence_replay import SequenceReplay
 from longrein.learn.shared_weights import (
     OPTIMIZERS,
@@ -107,6 +107,7 @@ class Config:
     """Of fragments; batch_size counts fragments."""
 
     def __post_init__(self) -> None:
+        refuse_negative("acer", self)
         for name in ("rollout_steps", "samples"):
             if getattr(self, name) < 1:
                 raise SpecError(f"acer.{name}", f"must be at least 1, got {getattr(self, name)}")

@@ -27,7 +27,7 @@ from longrein.learn.actor_critic import successor_values
 from longrein.learn.batch import Batch
 from longrein.learn.optimizers import FlatParameters, look_at, set_lr
 from longrein.learn.returns import n_step_returns
-from longrein.learn.schedules import Linear, Schedule, value_at
+from longrein.learn.schedules import Linear, Schedule, refuse_negative, value_at
 from longrein.learn.shared_weights import (
     Shared,
     SharingWorker,
@@ -74,6 +74,7 @@ class Config:
     """The network between observations and action values."""
 
     def __post_init__(self) -> None:
+        refuse_negative("async_q", self)
         for name in ("rollout_steps", "target_every", "epsilon_steps"):
             if getattr(self, name) < 1:
                 raise SpecError(f"async_q.{name}", f"must be at least 1, got {getattr(self, name)}")

@@ -25,7 +25,7 @@ from longrein.learn.ensemble import Ensemble, Renorm
 from longrein.learn.inputs import Inputs
 from longrein.learn.off_policy import OffPolicy, temperature
 from longrein.learn.replay import Memory, Replay, Sample
-from longrein.learn.schedules import Schedule
+from longrein.learn.schedules import Schedule, refuse_negative
 from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type, ...] = (Box,)
@@ -74,6 +74,7 @@ class Config:
     """Whether the critics count the entropy that is still to come; without, the policy alone is paid for its own."""
 
     def __post_init__(self) -> None:
+        refuse_negative("crossq", self)
         for name in ("rollout_steps", "policy_delay"):
             if getattr(self, name) < 1:
                 raise SpecError(f"crossq.{name}", f"must be at least 1, got {getattr(self, name)}")
@@ -88,8 +89,6 @@ class Config:
         for name in ("warmup_steps", "renorm_warmup"):
             if getattr(self, name) < 0:
                 raise SpecError(f"crossq.{name}", f"must not be negative, got {getattr(self, name)}")
-        if isinstance(self.alpha, int | float) and self.alpha < 0:
-            raise SpecError("crossq.alpha", f"must not be negative, got {self.alpha}", hint="leave it out to learn it")
         if self.net.recurrent != "none":
             raise SpecError("net.recurrent", "crossq has no recurrent policy", hint="recurrent: none, or take ppo")
 

@@ -28,7 +28,7 @@ from longrein.learn.exploration import allowed
 from longrein.learn.noisy import KINDS, resample
 from longrein.learn.optimizers import FlatParameters
 from longrein.learn.replay import Drawn, Memory, Replay, Sample
-from longrein.learn.schedules import Linear, Schedule, gradient_steps_due, value_at
+from longrein.learn.schedules import Linear, Schedule, gradient_steps_due, least, refuse_negative, value_at
 from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type, ...] = (Discrete,)
@@ -93,6 +93,9 @@ class Config:
     """Size to which each number of the gradient is clipped, before the norm; None leaves them."""
 
     def __post_init__(self) -> None:
+        refuse_negative("dqn", self)
+        if self.exploration == "boltzmann" and least(self.temperature) <= 0:
+            raise SpecError("dqn.temperature", f"must stay over 0, got {self.temperature}")
         for name in ("rollout_steps", "target_every", "num_quantiles"):
             if getattr(self, name) < 1:
                 raise SpecError(f"dqn.{name}", f"must be at least 1, got {getattr(self, name)}")

@@ -25,7 +25,7 @@ from longrein.learn.natural import Natural, NaturalGradient, networks, section
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
 from longrein.learn.replay import Memory
 from longrein.learn.returns import vtrace
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.sequence_replay import SequenceReplay
 from longrein.learn.torsos import Net
 
@@ -85,6 +85,7 @@ class Config:
     """Of fragments; batch_size counts fragments."""
 
     def __post_init__(self) -> None:
+        refuse_negative("impala", self)
         if self.rollout_steps < 1:
             raise SpecError("impala.rollout_steps", f"must be at least 1, got {self.rollout_steps}")
         if self.epochs < 0 or (self.epochs == 0 and self.replay_ratio == 0):

@@ -30,7 +30,7 @@ from longrein.learn.normalise import ObservationNormaliser, RewardScale
 from longrein.learn.optimizers import FlatParameters, set_lr
 from longrein.learn.recurrent import begins
 from longrein.learn.returns import continues, gae
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.torsos import Net, has_image
 
 ACTION_SPACES = (Discrete, MultiDiscrete, MultiBinary, Box, Tuple, Dict)
@@ -83,6 +83,7 @@ class Config:
     """What stands between observations and heads."""
 
     def __post_init__(self) -> None:
+        refuse_negative(self.NAME, self)
         for name in ("rollout_steps", "epochs", "minibatch_size"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{self.NAME}.{name}", f"must be at least 1, got {getattr(self, name)}")

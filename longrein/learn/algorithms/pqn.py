@@ -22,7 +22,7 @@ from longrein.learn.batch import Batch
 from longrein.learn.exploration import allowed
 from longrein.learn.optimizers import make_optimizer
 from longrein.learn.returns import lambda_returns
-from longrein.learn.schedules import Linear, Schedule, value_at
+from longrein.learn.schedules import Linear, Schedule, refuse_negative, value_at
 from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type, ...] = (Discrete,)
@@ -55,6 +55,7 @@ class Config:
     """Env steps between copies to a target network, whose actions the online network chooses; 0: none, as in PQN."""
 
     def __post_init__(self) -> None:
+        refuse_negative("pqn", self)
         for name in ("rollout_steps", "epochs", "minibatch_size"):
             if getattr(self, name) < 1:
                 raise SpecError(f"pqn.{name}", f"must be at least 1, got {getattr(self, name)}")

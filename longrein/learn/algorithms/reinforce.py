@@ -19,7 +19,7 @@ from longrein.learn.batch import Batch
 from longrein.learn.episodes import EpisodeStore
 from longrein.learn.optimizers import FlatParameters, make_optimizer, set_lr
 from longrein.learn.returns import discounted_returns, n_step_returns
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.torsos import Net
 
 __all__ = ["ACTION_SPACES", "Config", "Policy", "Reinforce", "build"]
@@ -61,6 +61,7 @@ class Config:
     """What stands between observations and heads."""
 
     def __post_init__(self) -> None:
+        refuse_negative("reinforce", self)
         for name in ("rollout_steps", "episodes_per_update", "max_episode_steps"):
             if getattr(self, name) < 1:
                 raise SpecError(f"reinforce.{name}", f"must be at least 1, got {getattr(self, name)}")

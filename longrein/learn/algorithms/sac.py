@@ -31,7 +31,7 @@ from longrein.learn.networks import orthogonal
 from longrein.learn.off_policy import OffPolicy, temperature
 from longrein.learn.replay import Memory, Replay, Sample
 from longrein.learn.returns import expected_soft_value
-from longrein.learn.schedules import Schedule
+from longrein.learn.schedules import Schedule, refuse_negative
 from longrein.learn.torsos import Net, make_torso
 
 ACTION_SPACES: tuple[type, ...] = (Box, Discrete)
@@ -74,6 +74,7 @@ class Config:
     """Whether the critics count the entropy that is still to come; without, the policy alone is paid for its own."""
 
     def __post_init__(self) -> None:
+        refuse_negative("sac", self)
         if self.rollout_steps < 1:
             raise SpecError("sac.rollout_steps", f"must be at least 1, got {self.rollout_steps}")
         for name in ("updates_per_step", "initial_alpha"):
@@ -82,8 +83,6 @@ class Config:
         for name in ("gamma", "tau", "target_entropy_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SpecError(f"sac.{name}", f"must lie between 0 and 1, got {getattr(self, name)}")
-        if isinstance(self.alpha, int | float) and self.alpha < 0:
-            raise SpecError("sac.alpha", f"must not be negative, got {self.alpha}", hint="leave it out to learn it")
         if self.warmup_steps < 0:
             raise SpecError("sac.warmup_steps", f"must not be negative, got {self.warmup_steps}")
         if self.net.recurrent != "none":

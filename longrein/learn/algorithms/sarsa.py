@@ -20,7 +20,7 @@ from longrein.learn.batch import Batch
 from longrein.learn.eager import Adam
 from longrein.learn.exploration import boltzmann_probs, epsilon_greedy_probs
 from longrein.learn.returns import bounded_returns, continues
-from longrein.learn.schedules import Linear, Schedule, value_at
+from longrein.learn.schedules import Linear, Schedule, least, refuse_negative, value_at
 from longrein.learn.torsos import Net
 
 ACTION_SPACES: tuple[type, ...] = (Discrete,)
@@ -57,6 +57,9 @@ class Config:
     """Global norm to which gradients are clipped; None leaves them."""
 
     def __post_init__(self) -> None:
+        refuse_negative("sarsa", self)
+        if self.exploration == "boltzmann" and least(self.temperature) <= 0:
+            raise SpecError("sarsa.temperature", f"must stay over 0, got {self.temperature}")
         for name in ("rollout_steps", "epochs", "minibatch_size"):
             if getattr(self, name) < 1:
                 raise SpecError(f"sarsa.{name}", f"must be at least 1, got {getattr(self, name)}")

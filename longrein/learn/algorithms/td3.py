@@ -28,7 +28,7 @@ from longrein.learn.inputs import Inputs
 from longrein.learn.networks import orthogonal
 from longrein.learn.off_policy import OffPolicy
 from longrein.learn.replay import Memory, Replay, Sample
-from longrein.learn.schedules import Schedule, value_at
+from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.torsos import Net, make_torso
 
 ACTION_SPACES: tuple[type, ...] = (Box,)
@@ -68,6 +68,7 @@ class Config:
     """Where that noise is cut off, in halves of the action's range."""
 
     def __post_init__(self) -> None:
+        refuse_negative("td3", self)
         for name in ("rollout_steps", "policy_delay"):
             if getattr(self, name) < 1:
                 raise SpecError(f"td3.{name}", f"must be at least 1, got {getattr(self, name)}")
