@@ -397,14 +397,14 @@ def _value(source: Source, key: str, value: Any, hint: Any, default: Any) -> Any
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        shape = SHAPES.get(next(iter(value), "")) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping | Shape) and not set(SHAPES.values()).isdisjoint(args):
+            return _schedule(source, key, value, args)
         for option in args:
             try:
                 return _value(source, key, value, option, default)
             except SpecError:
-                section = is_dataclass(option) and option not in SHAPES.values() and isinstance(value, Mapping)
-                if section or (shape is not None and option is shape):
-                    raise  # its own mistake says more than that it is none
+                if is_dataclass(option) and isinstance(value, Mapping):
+                    raise  # a section: its own mistake says more than that it is none
                 continue
         raise source.error(key, f"is {value!r}", hint=f"one of {', '.join(_name(option) for option in args)}")
     if origin is Literal:
@@ -413,7 +413,7 @@ def _value(source: Source, key: str, value: Any, hint: Any, default: Any) -> Any
         return value
     if is_dataclass(hint):
         if hint in SHAPES.values():
-            return _schedule(source, key, value, hint)
+            return _schedule(source, key, value, (hint,))
         kind: Any = hint
         return _dataclass(source, key, value, default if isinstance(default, kind) else kind())
     if origin is tuple:
@@ -445,13 +445,14 @@ def _scalar(source: Source, key: str, value: Any, hint: Any) -> Any:
     raise source.error(key, f"is {value!r}, {_kind(value)}", hint=f"it takes {_name(hint)}")
 
 
-def _schedule(source: Source, key: str, value: Any, kind: Any) -> Shape:
+def _schedule(source: Source, key: str, value: Any, kinds: tuple[Any, ...]) -> Shape:
     try:
         shape = value if isinstance(value, Shape) else shape_from(value)
     except SpecError as error:
         raise source.error(key, error.problem) from None
-    if shape is None or not isinstance(shape, kind):
-        raise source.error(key, f"is {value!r}, no such schedule", hint=f"a number, or {_name(kind)}")
+    if shape is None or type(shape) not in kinds:
+        known = ", ".join(map(_name, kinds))
+        raise source.error(key, f"is {value!r}, no such schedule", hint=f"one of {known}")
     return shape
 
 
