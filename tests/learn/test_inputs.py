@@ -24,6 +24,7 @@ from longrein.learn.algorithms import TABLE, config_from, load
 from longrein.learn.algorithms.ppo import PPO, Config
 from longrein.learn.distributions import RULED_OUT, Categorical, MultiCategorical, action_form
 from longrein.learn.inputs import Inputs
+from longrein.learn.networks import members
 from longrein.learn.rollout import Rollout
 from longrein.learn.torsos import Image, Net, encode, make_torso
 
@@ -181,7 +182,7 @@ def test_logs_and_entropies_of_parts_add(space: gymnasium.Space[Any]) -> None:
     assert action.shape == (7, form.width)
     floats = form.num_deviations > 0
     assert action.dtype == form.dtype == (torch.float32 if floats else torch.int64)
-    parts = list(space.spaces.values()) if isinstance(space, Dict) else list(space.spaces)  # type: ignore[attr-defined]  # a Tuple
+    parts = members(space)
     log_prob, entropy = torch.zeros(7), torch.zeros(7)
     at = number = deviation = 0
     for part in map(action_form, parts):
