@@ -11,7 +11,7 @@ from longrein.lab.channel import Form, Outlet, Ring, Weights
 
 
 def produce(pipe: Connection, name: str, form: Form, slots: int) -> None:
-    """Fill every slot with its number in the order of sending, for ever."""
+    """Fill every slot with its number in the order of sending, modulo 256 to fit any type, for ever."""
     ring = Ring(form, slots, name)
     outlet, number = Outlet(pipe, ring), 0
     try:
@@ -19,7 +19,7 @@ def produce(pipe: Connection, name: str, form: Form, slots: int) -> None:
             slot, arrays, _ = outlet.take()
             number += 1
             for array in arrays.values():
-                array[...] = number
+                array[...] = number % 256
             outlet.send(slot, number)
     except (EOFError, OSError):
         return

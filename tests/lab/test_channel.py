@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -59,25 +59,23 @@ def test_a_form_says_what_arrays_need() -> None:
 
 def test_slots_go_round() -> None:
     ours, theirs = SPAWN.Pipe()
-    ring = Ring((Field("x", (2,), "<f8"),), 2)
-    inlet, outlet = Inlet(ours, ring, note="go"), Outlet(theirs, ring)
-    for number in (1, 2):
-        slot, arrays, said = outlet.take()
-        assert said == "go"
-        arrays["x"][:] = number
-        outlet.send(slot, f"it is {number}")
-    assert not theirs.poll()  # the producer holds no slot: it would wait
-    slot, arrays, said = inlet.receive()
-    assert (arrays["x"].tolist(), said) == ([1.0, 1.0], "it is 1")
-    inlet.free(slot, "again")
-    assert outlet.take()[2] == "again"
-    del arrays
-    ring.close()
+    with closing(Ring((Field("x", (2,), "<f8"),), 2)) as ring:
+        inlet, outlet = Inlet(ours, ring, note="go"), Outlet(theirs, ring)
+        for number in (1, 2):
+            slot, arrays, said = outlet.take()
+            assert said == "go"
+            arrays["x"][:] = number
+            outlet.send(slot, f"it is {number}")
+        assert not theirs.poll()  # the producer holds no slot: it would wait
+        slot, arrays, said = inlet.receive()
+        assert (arrays["x"].tolist(), said) == ([1.0, 1.0], "it is 1")
+        inlet.free(slot, "again")
+        assert outlet.take()[2] == "again"
+        del arrays
 
 
 def test_a_producer_stops_when_its_slots_are_full() -> None:
-    ring = Ring(FORM, 3)
-    with far(channel_ends.produce, ring.name, FORM, 3) as (pipe, _):
+    with closing(Ring(FORM, 3)) as ring, far(channel_ends.produce, ring.name, FORM, 3) as (pipe, _):
         inlet = Inlet(pipe, ring)
         assert inlet.receive()[2] == 1
         time.sleep(0.5)
@@ -89,7 +87,6 @@ def test_a_producer_stops_when_its_slots_are_full() -> None:
         inlet.free(held[0][0])
         assert inlet.receive()[2] == 4
         del held, arrays
-    ring.close()
 
 
 def test_a_killed_producer_leaves_whole_slots_only() -> None:
@@ -97,12 +94,10 @@ def test_a_killed_producer_leaves_whole_slots_only() -> None:
     chance = random.Random(1)
     taken = 0
     for _ in range(6):
-        ring = Ring(form, 4)
-        with far(channel_ends.produce, ring.name, form, 4) as (pipe, process):
+        with closing(Ring(form, 4)) as ring, far(channel_ends.produce, ring.name, form, 4) as (pipe, process):
             inlet, last = Inlet(pipe, ring), 0
-            first = inlet.receive()
             deadline = time.monotonic() + chance.uniform(0.0, 0.05)
-            item = first
+            item = inlet.receive()
             try:
                 while True:
                     slot, arrays, number = item
@@ -118,15 +113,12 @@ def test_a_killed_producer_leaves_whole_slots_only() -> None:
                 pass
             process.join(10)
             assert process.exitcode == -signal.SIGKILL
-            del first
-        ring.close()
     assert taken > 6
 
 
 def test_weights_are_never_torn() -> None:
     form = (Field("a", (300, 300), "<f4"), Field("b", (), "<i8"), Field("c", (0,), "<f4"))
-    weights = Weights(form)
-    with far(channel_ends.read, weights.name, form, 1.5) as (pipe, _):
+    with closing(Weights(form)) as weights, far(channel_ends.read, weights.name, form, 1.5) as (pipe, _):
         assert pipe.recv() == "ready"
         version = 0
         while not pipe.poll():
@@ -135,16 +127,14 @@ def test_weights_are_never_torn() -> None:
         torn, back, seen = pipe.recv()
         assert (torn, back) == (0, 0)
         assert 1 < seen <= version
-    assert weights.version == version
-    weights.close()
+        assert weights.version == version
 
 
 def test_a_reader_does_not_wait_for_ever_for_a_writer_that_died() -> None:
-    weights = Weights((Field("a", (2,), "<f4"),))
-    weights._sequence += 1  # as a writer leaves it that is killed within `publish`
-    with pytest.raises(RunError, match="the learner died"):
-        weights.read({"a": np.zeros(2, np.float32)}, 0.1)
-    weights.close()
+    with closing(Weights((Field("a", (2,), "<f4"),))) as weights:
+        weights._sequence += 1  # as a writer leaves it that is killed within `publish`
+        with pytest.raises(RunError, match="the learner died"):
+            weights.read({"a": np.zeros(2, np.float32)}, 0.1)
 
 
 def test_no_room_and_no_such_segment_are_said() -> None:
