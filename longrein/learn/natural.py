@@ -171,6 +171,13 @@ class Natural:
             kfac.step()
         return norm
 
+    def step_critic(self, loss: Tensor) -> None:
+        """One more step of the critic alone, which shares nothing with the policy, by the statistics that are there."""
+        kfac = self.kfacs[-1]
+        kfac.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        kfac.step()
+
     def measured(self) -> dict[str, float]:
         """Of the last step: its KL by the factors, in nats, and the scales nu; factors that were skipped so far."""
         first, last = self.kfacs[0], self.kfacs[-1]

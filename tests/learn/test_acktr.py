@@ -123,6 +123,21 @@ def test_separate_networks_have_separate_trust_regions() -> None:
     assert moved == {id(p) for p in separate.policy.parameters()}
 
 
+def test_a_critic_may_take_more_steps_than_the_policy() -> None:
+    batch = one_batch()
+    settings: dict[str, Any] = {"seed": 1, "cold_updates": 0, "momentum": 0.0}
+    once, often = made(**settings), made(**settings, value_updates=8)
+    first = [algorithm.update(batch)["value_loss"] for algorithm in (once, often)]
+    assert first[0] == first[1]  # as it was before any step
+    assert [kfac.updates for kfac in once.optimizers] == [1, 1]
+    assert [kfac.updates for kfac in often.optimizers] == [1, 8]
+    rows = batch.observation[0]
+    assert torch.equal(*(one.policy.distribution(rows).log_prob(batch.action[0]) for one in (once, often)))
+    assert all(torch.equal(a, b) for a, b in zip(factors(once), factors(often), strict=True))
+    then = [algorithm.update(batch)["value_loss"] for algorithm in (once, often)]
+    assert then[1] < then[0] < first[0]
+
+
 def test_the_policy_moves_by_the_kl_it_may() -> None:
     # A rate so large that every step is cut, and no momentum: each step is all of its own.
     # Statistics of this batch alone: running averages lag behind a policy that moves, and then the KL is larger.
@@ -211,6 +226,7 @@ def test_schedules_follow_env_steps() -> None:
     [
         ("rollout_steps", 0), ("gamma", 1.5), ("lambda_", -0.1), ("lr", 0.0), ("kl_clip", 0.0), ("damping", 0.0),
         ("value_noise", 0.0), ("cold_updates", -1), ("inverse_every", 0), ("momentum", 1.0), ("statistics_decay", 1.0),
+        ("value_updates", 0),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(setting: str, value: float) -> None:
@@ -223,6 +239,8 @@ def test_what_it_cannot_do_is_refused() -> None:
         build(Config(), probes.Imitate.observation_space, Text(3), 0)
     with pytest.raises(SpecError, match="recurrent"):
         made(net=Net(recurrent="gru"))
+    with pytest.raises(SpecError, match=r"acktr\.value_updates.*one network"):
+        made(shared=True, value_updates=2)
 
 
 def test_gymnasium_is_played() -> None:

@@ -65,6 +65,8 @@ class Config:
     """Weight of the entropy bonus, in loss per nat."""
     value_weight: float = 0.5
     """Weight of the value loss."""
+    value_updates: int = 1
+    """Steps that a critic of its own takes on each rollout, of which the policy goes along with the first."""
     shared: bool = False
     """Whether policy and critic share their torso, and so one trust region; the paper's do on Atari."""
     normalise_advantage: bool = False
@@ -78,8 +80,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self, "acktr")
-        if self.rollout_steps < 1:
-            raise SpecError("acktr.rollout_steps", f"must be at least 1, got {self.rollout_steps}")
+        for name in ("rollout_steps", "value_updates"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"acktr.{name}", f"must be at least 1, got {getattr(self, name)}")
         for name in ("gamma", "lambda_"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SpecError(f"acktr.{name}", f"must lie between 0 and 1, got {getattr(self, name)}")
@@ -106,6 +109,9 @@ class ACKTR:
         )
         self.reward_scale = RewardScale(config.gamma, config.normal_clip) if config.scale_reward else None
         self.natural = Natural(settings_of(config), networks(self.policy), self.generator)
+        if config.value_updates > 1 and len(self.natural.kfacs) == 1:
+            raise SpecError("acktr.value_updates", f"must be 1 where policy and critic are one network, got "
+                            f"{config.value_updates}", hint="shared: false, or value_updates: 1")  # fmt: skip
         self.env_steps = 0  # valid rows seen
         self.updates = 0
 
@@ -145,6 +151,8 @@ class ACKTR:
         entropy = distribution.entropy().mean()
         value_weight = self.natural.value_weight(config.value_weight)
         self.natural.step(policy_loss + value_weight * value_loss - entropy_weight * entropy)
+        for _ in range(config.value_updates - 1):
+            self.natural.step_critic(value_weight * losses.value_loss(self.policy.value(observation), target))
         self.updates += 1
         self.env_steps += len(action)
 
