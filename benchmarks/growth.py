@@ -118,7 +118,7 @@ def draw(found: Found) -> None:
             runs = [[run[name] for run in found[part][who][str(size)]] for size in sizes]
             scale = 1e-3 if unit == "ms" else 1.0
             lines(axes, np.array(sizes), np.array(runs).T * scale, paint[who], who, handles, marker="o", markersize=4)
-            logarithmic(axes, sizes, y=name != "megabytes")
+        logarithmic(axes, sizes, y=name != "megabytes")  # after all lines: it fixes the axis' lower end
         axes.set_title(title, fontsize=10, fontweight="bold", loc="left")
         axes.set_xlabel(along, fontsize=9)
         axes.set_ylabel(unit, fontsize=9)
