@@ -89,31 +89,27 @@ def test_a_producer_stops_when_its_slots_are_full() -> None:
         del held, arrays
 
 
-def test_a_killed_producer_leaves_whole_slots_only() -> None:
+@pytest.mark.parametrize("until", [1, 7, 50, 300])
+def test_a_killed_producer_leaves_whole_slots_only(until: int) -> None:
     form = (Field("frames", (2_000_000,), "|u1"),)  # it takes long enough to be caught in the middle
-    chance = random.Random(1)
-    taken = 0
-    for _ in range(6):
-        with closing(Ring(form, 4)) as ring, far(channel_ends.produce, ring.name, form, 4) as (pipe, process):
-            inlet, last = Inlet(pipe, ring), 0
-            deadline = time.monotonic() + chance.uniform(0.0, 0.05)
-            item = inlet.receive()
-            try:
-                while True:
-                    slot, arrays, number = item
-                    assert number == last + 1, "each once, and in order"
-                    assert (arrays["frames"] == number % 256).all(), "a slot that was half written"
-                    del arrays, item
-                    last, taken = number, taken + 1
-                    inlet.free(slot)
-                    if time.monotonic() > deadline and process.is_alive():
-                        os.kill(process.pid, signal.SIGKILL)
-                    item = inlet.receive()
-            except (EOFError, OSError):
-                pass
-            process.join(10)
-            assert process.exitcode == -signal.SIGKILL
-    assert taken > 6
+    chance = random.Random(until)
+    with closing(Ring(form, 4)) as ring, far(channel_ends.produce, ring.name, form, 4) as (pipe, process):
+        inlet, last = Inlet(pipe, ring), 0
+        try:
+            while True:
+                slot, arrays, number = inlet.receive()
+                assert number == last + 1, "each once, and in order"
+                assert (arrays["frames"] == number % 256).all(), "a slot that was half written"
+                del arrays
+                last = number
+                inlet.free(slot)
+                if last == until:  # it fills a slot now, or soon
+                    time.sleep(chance.uniform(0.0, 0.0005))
+                    os.kill(process.pid, signal.SIGKILL)
+        except (EOFError, OSError):
+            pass
+        process.join(10)
+        assert process.exitcode == -signal.SIGKILL
 
 
 def test_weights_are_never_torn() -> None:
