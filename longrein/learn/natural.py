@@ -21,7 +21,7 @@ from longrein.errors import SpecError
 from longrein.learn.actor_critic import ActorCriticPolicy
 from longrein.learn.algorithms import config_from
 from longrein.learn.distributions import Distribution
-from longrein.learn.kfac import kfac_for, model_log_prob
+from longrein.learn.kfac import KFAC, kfac_for, model_log_prob
 from longrein.learn.policy_value import OwnModel
 from longrein.learn.schedules import Schedule, refuse_negative, value_at
 from longrein.learn.torsos import Net
@@ -156,27 +156,22 @@ class Natural:
         for kfac in self.kfacs:
             kfac.observe(log_prob)
 
-    def step(self, loss: Tensor) -> Tensor:
+    def step(self, loss: Tensor, kfacs: Sequence[KFAC] | None = None) -> Tensor:
         """One step of each network along the natural gradient of a loss, a mean over rows that were observed.
 
-        Returns the norm of its plain gradient.
+        kfacs: of the networks that take it, all if left out; the loss knows no other. Returns the norm of its plain
+        gradient.
         """
-        for kfac in self.kfacs:
+        kfacs = self.kfacs if kfacs is None else kfacs
+        for kfac in kfacs:
             kfac.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         norm = nn.utils.get_total_norm(
-            p.grad for kfac in self.kfacs for p in kfac.param_groups[0]["params"] if p.grad is not None
+            p.grad for kfac in kfacs for p in kfac.param_groups[0]["params"] if p.grad is not None
         )
-        for kfac in self.kfacs:
+        for kfac in kfacs:
             kfac.step()
         return norm
-
-    def step_critic(self, loss: Tensor) -> None:
-        """One more step of the critic alone, which shares nothing with the policy, by the statistics that are there."""
-        kfac = self.kfacs[-1]
-        kfac.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        kfac.step()
 
     def measured(self) -> dict[str, float]:
         """Of the last step: its KL by the factors, in nats, and the scales nu; factors that were skipped so far."""

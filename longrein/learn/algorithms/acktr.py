@@ -152,7 +152,8 @@ class ACKTR:
         value_weight = self.natural.value_weight(config.value_weight)
         self.natural.step(policy_loss + value_weight * value_loss - entropy_weight * entropy)
         for _ in range(config.value_updates - 1):
-            self.natural.step_critic(value_weight * losses.value_loss(self.policy.value(observation), target))
+            again = value_weight * losses.value_loss(self.policy.value(observation), target)
+            self.natural.step(again, self.natural.kfacs[1:])
         self.updates += 1
         self.env_steps += len(action)
 
